@@ -1,0 +1,279 @@
+"""The one configuration of a run: every setting with its default, its unit and its sentence.
+
+Read from YAML (1.2, duplicate keys refused), frozen into the run as `config.yaml`, handed to stages as `RunConfig`.
+Knows nothing of stores or stages. `stages/` name the sections they depend on; a changed section makes exactly those
+stages run again. `runtime` is in no stage's digest: it says where and how fast, never what.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from rpl.errors import BadInput
+
+Uri = Annotated[str, Field(min_length=1)]
+"""A place: `s3://bucket/key`, `file:///path` or a plain path (relative ones count from the config file)."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class BoxData(Section):
+    annotations: Uri = Field(description="COCO or LVIS JSON with the boxes.")
+    images: Uri = Field(description="Folder with the images that the JSON names.")
+
+
+class Data(Section):
+    train: BoxData = Field(description="Boxes to learn from; only base categories are used.")
+    val: BoxData | None = Field(
+        None, description="Boxes to measure accuracy on, base and novel. Absent: a tenth of the training crops is held out."
+    )
+    scaling_factor: float = Field(
+        1.0, ge=0, le=10, description="A box is widened by this times its width (height) on each side before cropping."
+    )
+    min_area: float = Field(20, ge=0, description="Widened boxes with width x height below this are dropped (pixels).")
+    crops_per_category: int = Field(200, ge=1, description="At most so many training crops per category, drawn by seed.")
+    val_crops_per_category: int = Field(50, ge=1, description="At most so many validation crops per category.")
+
+
+class Categories(Section):
+    file: Uri | None = Field(
+        None,
+        description="Category list: JSON [{name, description, split}], or PromptDet's text form "
+        "(`name name_which_is_description`). Absent: the categories of data.train, all base.",
+    )
+    base: Uri | None = Field(None, description="File with the zero-based indices of base categories (PromptDet's form).")
+
+
+class Pool(Section):
+    vectors: Uri = Field(description="Image embeddings: folder or file (npy, npz, HDF5 or a faiss index's folder).")
+    metadata: Uri | None = Field(None, description="URLs and captions: folder or file. Absent: found beside the vectors.")
+    encoder: str | None = Field(None, description="The pool's CLIP, as `rpl` names it; checked against clip when given.")
+    index: Literal["auto", "exact", "ivf"] = Field(
+        "auto", description="exact: stream all vectors once; ivf: build a faiss index; auto: ivf from 2 million rows."
+    )
+    truth: Uri | None = Field(
+        None, description="Parquet (url, category) with the true category of pool images; for measuring precision only."
+    )
+
+
+class Clip(Section):
+    model: str = Field("ViT-B-32", min_length=1, description="open_clip model name, or path of an open_clip config JSON.")
+    pretrained: str | None = Field("openai", description="open_clip tag, or path of a weights file; null: random weights.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the frozen towers.")
+    views: int = Field(6, ge=1, description="Augmented views encoded per training image; equals the reference's epochs.")
+    view_scale: tuple[float, float] = Field((0.4, 1.0), description="Area of a random resized crop, as a fraction.")
+
+    @model_validator(mode="after")
+    def _scale_in_order(self) -> Clip:
+        if not 0 < self.view_scale[0] <= self.view_scale[1] <= 1:
+            raise ValueError("view_scale must be two fractions in order, such as [0.4, 1.0]")
+        return self
+
+
+class Learn(Section):
+    schedule: Literal["fast", "reference"] = Field(
+        "fast", description="fast: full-batch L-BFGS on cached features; reference: SGD, batch 32, 6 epochs, cosine."
+    )
+    n_ctx1: int = Field(1, ge=1, le=16, description="Context vectors before the name.")
+    n_ctx2: int = Field(1, ge=1, le=16, description="Context vectors between name and description.")
+    max_iterations: int = Field(60, ge=1, description="fast: L-BFGS iterations at most.")
+    holdout: float = Field(0.1, ge=0, lt=1, description="Share of training crops held out for early stopping.")
+    sourced_weight: float = Field(1.0, ge=0, description="Weight of a sourced image in the loss; a crop weighs 1.")
+
+
+class PerSplit(Section):
+    base: int = Field(ge=1)
+    novel: int = Field(ge=1)
+
+
+class Rounds(Section):
+    max_rounds: int = Field(3, ge=1, le=20, description="Rounds at most.")
+    min_gain: float = Field(0.002, ge=0, le=1, description="Go on while base accuracy rises by more than this.")
+    candidates: PerSplit = Field(PerSplit(base=300, novel=500), description="Nearest pool images per category.")
+    kept: PerSplit = Field(PerSplit(base=200, novel=300), description="Good images wanted per category.")
+
+
+class Download(Section):
+    timeout_s: float = Field(10, gt=0, description="Whole time for one URL, seconds.")
+    retries: int = Field(2, ge=0, le=10, description="Further tries of a URL after 5xx, a reset or a time-out.")
+    max_bytes: int = Field(20_000_000, ge=1, description="Larger bodies are cut off and refused.")
+    max_pixels: int = Field(50_000_000, ge=1, description="Larger pictures are refused before decoding.")
+    max_redirects: int = Field(5, ge=0, le=20)
+    min_side: int = Field(64, ge=1, description="Pictures whose shorter side is below this are refused (pixels).")
+    max_aspect: float = Field(5.0, ge=1, description="Pictures longer than this times their width are refused.")
+    margin: float = Field(1.25, ge=1, description="Fetch until kept x margin pictures are good, to leave room to curate.")
+    resize: Literal["keep", "reference"] = Field(
+        "keep", description="keep: shrink only; reference: max_side square, padded with white as in PromptDet."
+    )
+    max_side: int = Field(1024, ge=16, description="Longer side of a stored picture, pixels.")
+    user_agent: str = Field("rpl-image-sourcing", min_length=1, description="Sent with every request; name a contact here.")
+    opt_out: tuple[str, ...] = Field(
+        ("noai", "noimageai", "noindex", "noimageindex", "none"), description="X-Robots-Tag words that refuse the picture."
+    )
+    connections_per_host: int = Field(8, ge=1, le=64)
+
+
+class Curate(Section):
+    phash_distance: int = Field(4, ge=0, le=16, description="Pictures whose 64-bit pHash differs in at most so many bits are copies.")
+    max_urls_per_picture: int = Field(
+        3, ge=1, description="Byte-identical pictures behind more URLs than this are placeholders."
+    )
+    min_score: float = Field(-1.0, ge=-1, le=1, description="Re-scored cosine below this is refused.")
+
+
+class Evaluate(Section):
+    templates: tuple[str, ...] = Field(
+        (
+            "a photo of {name}",
+            "a photo of a {name}.",
+            "a cropped photo of a {name}.",
+            "a close-up photo of the {name}.",
+            "a drawing of a {name}.",
+            "a cartoon {name}.",
+            "art of a {name}.",
+            "itap of a {name}.",
+            "a photo of a {name}, which is {description}.",
+            "{name}, {description}.",
+        ),
+        min_length=1,
+        description="Hand-written prompts to compare with; the first is the baseline.",
+    )
+
+    @model_validator(mode="after")
+    def _templates_format(self) -> Evaluate:
+        for template in self.templates:
+            try:
+                template.format(name="", description="")
+            except (KeyError, IndexError, ValueError):
+                raise ValueError(f"template {template!r} may hold only {{name}} and {{description}}") from None
+        return self
+
+
+class Shards(Section):
+    crop: int = Field(1, ge=1, le=999, description="Parts of crop and of the crops' encoding.")
+    download: int = Field(1, ge=1, le=999, description="Parts of download and of the sourced images' encoding.")
+
+
+class Runtime(Section):
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_size: int = Field(256, ge=1, description="Images per batch in encode.")
+    workers: int = Field(2, ge=1, description="Processes that decode and crop.")
+    threads: int = Field(32, ge=1, description="Downloads under way at once.")
+    resolve: dict[str, str] = Field(
+        {}, description="host: address:port, as curl's --resolve; such hosts may be private. For tests and mirrors."
+    )
+
+
+class RunConfig(Section):
+    """All settings of one run. Unknown keys are refused."""
+
+    run: Uri = Field(description="Where the run lives: s3://BUCKET/PREFIX/runs/NAME or a folder.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of every random choice.")
+    data: Data
+    categories: Categories = Categories()
+    pool: Pool
+    clip: Clip = Clip()
+    learn: Learn = Learn()
+    rounds: Rounds = Rounds()
+    download: Download = Download()
+    curate: Curate = Curate()
+    evaluate: Evaluate = Evaluate()
+    shards: Shards = Shards()
+    runtime: Runtime = Runtime()
+
+
+def parse_config(text: str, source: str) -> RunConfig:
+    """The configuration in YAML `text`; `source` names the file in messages.
+
+    Raises:
+        BadInput: not YAML, a duplicate or unknown key, a value outside its range; the message names key and fix.
+    """
+    try:
+        raw = YAML(typ="safe", pure=True).load(io.StringIO(text))
+    except YAMLError as error:
+        raise BadInput(f"{source}: not valid YAML ({_yaml_problem(error)}); correct the file.") from error
+    if not isinstance(raw, dict):
+        raise BadInput(f"{source}: holds no settings; start from the file that `rpl init` writes.")
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise BadInput(f"{source}: {_first_problem(error)}") from error
+
+
+def load_config(path: Path) -> RunConfig:
+    """`parse_config` of a local file, with relative places counted from its folder."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); give the path of a config file.") from error
+    return absolute(parse_config(text, str(path)), path.resolve().parent)
+
+
+def dump_config(config: RunConfig) -> str:
+    """The configuration as YAML text that `parse_config` reads back to an equal object."""
+    out = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.dump(config.model_dump(mode="json"), out)
+    return out.getvalue()
+
+
+def absolute(config: RunConfig, folder: Path) -> RunConfig:
+    """The same configuration with every relative place made absolute against `folder`."""
+
+    def place(value: str | None) -> str | None:
+        return value if value is None or "://" in value else str((folder / value).resolve())
+
+    def box_data(section: BoxData | None) -> BoxData | None:
+        if section is None:
+            return None
+        return BoxData(annotations=str(place(section.annotations)), images=str(place(section.images)))
+
+    clip = config.clip
+    # A model name or a tag is not a path; only what names a file beside the config is.
+    model = place(clip.model) if clip.model.endswith(".json") else clip.model
+    is_file = clip.pretrained is not None and ("/" in clip.pretrained or "." in clip.pretrained)
+    pretrained = place(clip.pretrained) if is_file else clip.pretrained
+    pool, categories, data = config.pool, config.categories, config.data
+    return config.model_copy(
+        update={
+            "run": place(config.run),
+            "data": data.model_copy(update={"train": box_data(data.train), "val": box_data(data.val)}),
+            "categories": categories.model_copy(
+                update={"file": place(categories.file), "base": place(categories.base)}
+            ),
+            "pool": pool.model_copy(
+                update={k: place(getattr(pool, k)) for k in ("vectors", "metadata", "truth")}
+            ),
+            "clip": clip.model_copy(update={"model": model, "pretrained": pretrained}),
+        }
+    )
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of the configuration, for editors and for the Helm chart."""
+    return RunConfig.model_json_schema()
+
+
+def _yaml_problem(error: YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"line {mark.line + 1}: {problem}" if mark is not None else str(problem)
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "the file"
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; remove it or correct its spelling."
+    if first["type"] == "missing":
+        return f"key {key!r} is missing; add it."
+    return f"key {key!r}: {first['msg']}; correct the value."

@@ -1,0 +1,465 @@
+"""The stage contract: what is asked, whether it is done, and how its outputs become visible at once.
+
+    digest of (stage version, config slice, inputs' contents, outside files) ─► a manifest of that name?  yes: return
+    else: run the stage's function, upload its files under attempts/ATTEMPT/, then one conditional put of the manifest
+
+Promise: a reader sees either no manifest or one whose files are all there, complete, and never change. Killed
+anywhere, nothing is visible, and shards that were committed before are found and not run again. Of two attempts at
+once, the first to put its manifest wins; the other deletes its files and returns as if the work had been done.
+
+Knows nothing of what a stage computes: `rpl.stages` holds those functions. Digests follow `rpl.rounds`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import rpl
+from rpl.config import RunConfig, parse_config
+from rpl.errors import BadInput, TryAgain
+from rpl.progress import Progress, Reporter
+from rpl.rounds import STAGES, Node, edges, goes_on, shard_key, sources
+from rpl.store import Store, open_store, stat_uri
+
+Outcome = Literal["done", "already done", "done by another"]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `index` of `count`, counted from 0."""
+
+    index: int = 0
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.index}-of-{self.count}"
+
+
+@dataclass(frozen=True)
+class File:
+    """A committed file. `path` is relative to the run, `sha256` of its bytes in hex."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What one shard of a node committed; readable JSON."""
+
+    stage: str
+    round: int | str | None
+    shard: str
+    digest: str
+    attempt: str
+    files: dict[str, File]
+    rows: int
+    facts: dict[str, Any]
+    """Small results that later stages and the report read without opening a file."""
+    inputs: dict[str, list[str]]
+    """Contents digests of the manifests that were read, by the edge's name."""
+    outside: dict[str, str]
+    """Fingerprints of the files from outside the run, by URI."""
+    wall_s: float
+    peak_memory_bytes: int
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def contents(self) -> str:
+        """Digest of the outputs, hex: equal for equal files and facts, whoever made them and whenever."""
+        return _digest({"files": {name: file.sha256 for name, file in self.files.items()}, "facts": self.facts})
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, source: str) -> Manifest:
+        """Raises BadInput where the bytes are not a manifest."""
+        try:
+            raw = json.loads(data)
+            raw["files"] = {name: File(**file) for name, file in raw["files"].items()}
+            return cls(**raw)
+        except (ValueError, TypeError, KeyError) as error:
+            raise BadInput(f"{source}: is not a manifest of this version; delete it to run the stage again.") from error
+
+
+class Run:
+    """A run in a store: its frozen configuration and what has been committed."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.store: Store = open_store(uri)
+        found = self.store.stat("config.yaml")
+        if found is None:
+            raise BadInput(f"{uri}: holds no run (config.yaml is missing); start one with `rpl run --config FILE`.")
+        self.config: RunConfig = parse_config(self.store.read("config.yaml").decode(), f"{uri}/config.yaml")
+        self._found: dict[tuple[str, str], Manifest] = {}
+        self._cache = _FileCache(self.store)
+
+    def shard_count(self, node: Node) -> int:
+        key = shard_key(node)
+        return 1 if key is None else int(getattr(self.config.shards, key))
+
+    def shards(self, node: Node) -> list[Shard]:
+        count = self.shard_count(node)
+        return [Shard(index, count) for index in range(count)]
+
+    def manifest(self, node: Node, shard: Shard) -> Manifest | None:
+        """The committed manifest that answers today's inputs and settings; None if there is none, or an input's is not."""
+        try:
+            digest = self.expected(node, shard)[0]
+        except _NotReady:
+            return None
+        return self._lookup(node, shard, digest)
+
+    def manifests(self, node: Node) -> list[Manifest] | None:
+        """All shards' manifests in order, or None while one is missing."""
+        found = [self.manifest(node, shard) for shard in self.shards(node)]
+        return None if None in found else [manifest for manifest in found if manifest is not None]
+
+    def last_round(self) -> int | None:
+        """The number of rounds this run takes, once known: None while a round is still to be run."""
+        accuracies: list[float] = []
+        rounds = self.config.rounds
+        while True:
+            number = len(accuracies) + 1
+            embedded = self.manifests(Node("embed", number))
+            if embedded is None or self.manifests(Node("curate", number)) is None:
+                return None
+            accuracies.append(float(embedded[0].facts["accuracy"]["learned"]["base"]))
+            if not goes_on(accuracies, rounds.max_rounds, rounds.min_gain):
+                return number
+
+    def inputs(self, node: Node, shard: Shard) -> dict[str, list[Manifest]]:
+        """What `node` reads, by edge name.
+
+        Raises:
+            BadInput: an input is not there yet; the sentence names the command that makes it.
+        """
+        try:
+            return self._inputs(node, shard)
+        except _NotReady as error:
+            option = f" --round {error.node.round}" if error.node.round is not None else ""
+            raise BadInput(
+                f"{self.uri}: {node.path} reads {error.node.path}, which is not finished; "
+                f"run `python -m jobs.{error.node.stage} --run {self.uri}{option}` first."
+            ) from None
+
+    def _inputs(self, node: Node, shard: Shard) -> dict[str, list[Manifest]]:
+        found: dict[str, list[Manifest]] = {}
+        wanted = edges(node)
+        last = 0
+        if any(edge.at in ("rounds", "novel") for edge in wanted):
+            known = self.last_round()
+            if known is None:
+                raise _NotReady(self._first_open_round_node())
+            last = known
+        for edge in wanted:
+            found[edge.name] = []
+            for source in sources(node, edge, last):
+                for part in [shard] if edge.by_shard else self.shards(source):
+                    manifest = self.manifest(source, part)
+                    if manifest is None:
+                        raise _NotReady(source)
+                    found[edge.name].append(manifest)
+        return found
+
+    def _first_open_round_node(self) -> Node:
+        number = 1
+        while True:
+            for stage in ("embed", "curate"):
+                if self.manifests(Node(stage, number)) is None:
+                    return Node(stage, number)
+            number += 1
+
+    def expected(self, node: Node, shard: Shard) -> tuple[str, dict[str, list[Manifest]], dict[str, str]]:
+        """Digest (hex), inputs and outside fingerprints of the work that `node`'s `shard` is today."""
+        inputs = self._inputs(node, shard)
+        stage = STAGES[node.stage]
+        outside = {uri: fingerprint(uri) for uri in outside_files(node, self.config)}
+        settings = self.config.model_dump(mode="json", include=set(stage.sections))
+        digest = _digest(
+            {
+                "node": node.path,
+                "shard": str(shard),
+                "version": stage.version,
+                "settings": settings,
+                "inputs": {name: [m.contents for m in manifests] for name, manifests in inputs.items()},
+                "outside": outside,
+            }
+        )
+        return digest, inputs, outside
+
+    def _lookup(self, node: Node, shard: Shard, digest: str) -> Manifest | None:
+        path = manifest_path(node, shard, digest)
+        key = (node.path, path)
+        if key not in self._found:
+            if self.store.stat(path) is None:
+                return None
+            self._found[key] = Manifest.from_json(self.store.read(path), f"{self.uri}/{path}")
+        return self._found[key]
+
+    def local(self, file: File) -> Path:
+        """A local, verified, read-only copy of a committed file (the file itself in a `file://` run)."""
+        return self._cache.get(file)
+
+    def close(self) -> None:
+        self._cache.close()
+
+
+class Context:
+    """What a stage's function is handed: settings, inputs as local files, a place for outputs, progress."""
+
+    def __init__(
+        self, run: Run, node: Node, shard: Shard, inputs: Mapping[str, list[Manifest]], attempt: str,
+        scratch: Path, reporter: Reporter,
+    ) -> None:  # fmt: skip
+        self.run = run
+        self.config = run.config
+        self.node = node
+        self.shard = shard
+        self.inputs = inputs
+        self.scratch = scratch
+        self.files: dict[str, File] = {}
+        self.rows = 0
+        self.facts: dict[str, Any] = {}
+        self._attempt = attempt
+        self._reporter = reporter
+
+    def input_file(self, edge: str, name: str) -> Path:
+        """Local copy of file `name` of the one manifest under `edge`."""
+        (manifest,) = self.inputs[edge]
+        return self.run.local(manifest.files[name])
+
+    def input_files(self, edge: str, name: str) -> list[Path]:
+        """Local copies of file `name` of every manifest under `edge` that has it, in shard and round order."""
+        return [self.run.local(m.files[name]) for m in self.inputs[edge] if name in m.files]
+
+    def local(self, manifest: Manifest, name: str) -> Path:
+        return self.run.local(manifest.files[name])
+
+    def add(self, path: Path, name: str | None = None) -> None:
+        """Upload a finished local file of `scratch` as output `name` (its own name by default)."""
+        name = name or path.name
+        target = f"{self.node.path}/attempts/{self._attempt}/{name}"
+        size, sha256 = path.stat().st_size, _sha256_file(path)
+        self.run.store.upload(target, path)
+        self.files[name] = File(target, size, sha256)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Upload `data` as output `name`."""
+        target = f"{self.node.path}/attempts/{self._attempt}/{name}"
+        self.run.store.write(target, data)
+        self.files[name] = File(target, len(data), hashlib.sha256(data).hexdigest())
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write(name, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=False).encode())
+
+    def progress(self, total: int | None, unit: str) -> Progress:
+        """A progress line for `total` items; use it as `with ctx.progress(...) as p: p.update(n)`."""
+        return self._reporter.stage(str(self.node), total, unit)
+
+
+def run_shard(run: Run, node: Node, shard: Shard, reporter: Reporter) -> Outcome:
+    """Do one shard of a stage, or find that it is done.
+
+    Raises:
+        BadInput: an input is missing or wrong; nothing was written.
+        TryAgain: the store or this machine failed in a way that may pass.
+    """
+    run.inputs(node, shard)  # for its sentence where something is missing
+    digest, inputs, outside = run.expected(node, shard)
+    if run._lookup(node, shard, digest) is not None:
+        return "already done"
+    function = importlib.import_module(f"rpl.stages.{node.stage}").run
+    attempt = secrets.token_hex(8)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="rpl-") as scratch:
+        context = Context(run, node, shard, inputs, attempt, Path(scratch), reporter)
+        try:
+            function(context)
+        except OSError as error:
+            raise _full_disk(error) or error from error
+    manifest = Manifest(
+        stage=node.stage, round=node.round, shard=str(shard), digest=digest, attempt=attempt,
+        files=context.files, rows=context.rows, facts=context.facts,
+        inputs={name: [m.contents for m in manifests] for name, manifests in inputs.items()}, outside=outside,
+        wall_s=round(time.monotonic() - started, 3), peak_memory_bytes=_peak_memory_bytes(), versions=_versions(),
+    )  # fmt: skip
+    if run.store.put_if_absent(manifest_path(node, shard, digest), manifest.to_json()):
+        return "done"
+    run.store.delete([file.path for file in context.files.values()])
+    return "done by another"
+
+
+def manifest_path(node: Node, shard: Shard, digest: str) -> str:
+    return f"{node.path}/{shard}.{digest[:16]}.json"
+
+
+def collect_garbage(run: Run, older_than_s: float) -> list[str]:
+    """Delete files of attempts that no manifest names and whose newest file is older than `older_than_s`; their paths.
+
+    An attempt still under way has a recent file, or none yet; choose an age beyond the longest stage.
+    """
+    named: set[str] = set()
+    attempts: dict[str, list[tuple[str, float]]] = {}
+    for info in run.store.list():
+        parts = info.path.split("/")
+        if "attempts" in parts:
+            folder = "/".join(parts[: parts.index("attempts") + 2])
+            attempts.setdefault(folder, []).append((info.path, info.modified))
+        elif info.path.endswith(".json"):
+            manifest = Manifest.from_json(run.store.read(info.path), f"{run.uri}/{info.path}")
+            named.update("/".join(f.path.split("/")[:-1]) for f in manifest.files.values())
+            named.update(_attempt_folder(f.path) for f in manifest.files.values())
+    limit = time.time() - older_than_s
+    doomed = [
+        path
+        for folder, files in attempts.items()
+        if folder not in named and max(modified for _, modified in files) < limit
+        for path, _ in files
+    ]
+    run.store.delete(doomed)
+    return doomed
+
+
+def outside_files(node: Node, config: RunConfig) -> list[str]:
+    """URIs from outside the run whose contents `node` depends on. Images count through the JSON that names them."""
+    if node.stage == "crop":
+        boxes = [config.data.train.annotations] + ([config.data.val.annotations] if config.data.val else [])
+        lists = [uri for uri in (config.categories.file, config.categories.base) if uri]
+        return boxes + lists
+    if node.stage == "index":
+        return [uri for uri in (config.pool.vectors, config.pool.metadata) if uri]
+    if node.stage in ("encode", "learn", "embed"):
+        clip = config.clip
+        files = [clip.model] if clip.model.endswith(".json") else []
+        is_file = clip.pretrained is not None and ("/" in clip.pretrained or "." in clip.pretrained)
+        return files + ([clip.pretrained] if is_file and clip.pretrained else [])
+    if node.stage == "curate" and config.pool.truth:
+        return [config.pool.truth]
+    return []
+
+
+_fingerprints: dict[tuple[str, str], str] = {}
+_HASHED_UP_TO = 256 * 2**20
+
+
+def fingerprint(uri: str) -> str:
+    """A short text that changes when the file or folder at `uri` does.
+
+    SHA-256 of the bytes of a local file up to 256 MiB, so that a copy elsewhere is the same work; size and entity
+    tag of anything else; for a folder, those of every file in it.
+
+    Raises:
+        BadInput: nothing is there.
+    """
+    infos = stat_uri(uri)
+    if not infos:
+        raise BadInput(f"{uri}: does not exist; correct the path in the configuration.")
+    tag = _digest([[info.path, info.size, info.etag] for info in infos])
+    key = (uri, tag)
+    if key not in _fingerprints:
+        path = Path(uri.removeprefix("file://"))
+        hashable = "://" not in uri.removeprefix("file://") and path.is_file() and infos[0].size <= _HASHED_UP_TO
+        _fingerprints[key] = _sha256_file(path) if hashable else tag
+    return _fingerprints[key]
+
+
+class _NotReady(Exception):
+    """An input's node has no manifest yet."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node.path)
+        self.node = node
+
+
+class _FileCache:
+    """Local copies of committed files for the life of a process, by content."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._folder: Path | None = None
+
+    def get(self, file: File) -> Path:
+        path = self._store.local(file.path)
+        if path is not None:
+            if not path.is_file() or path.stat().st_size != file.size:
+                raise BadInput(
+                    f"{path}: is not the file that was committed; delete the manifest that names it to make it again."
+                )
+            return path
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="rpl-inputs-"))
+        target = self._folder / file.sha256 / Path(file.path).name
+        if not target.exists():
+            target.parent.mkdir(exist_ok=True)
+            partial = target.with_name(target.name + ".partial")
+            self._store.download(file.path, partial)
+            if _sha256_file(partial) != file.sha256:
+                partial.unlink()
+                raise TryAgain(f"{file.path}: arrived with other bytes than were committed; try again.")
+            partial.rename(target)
+        return target
+
+    def close(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+
+def _attempt_folder(path: str) -> str:
+    parts = path.split("/")
+    return "/".join(parts[: parts.index("attempts") + 2])
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _sha256_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _peak_memory_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def _versions() -> dict[str, str]:
+    names: Iterable[str] = ("torch", "open_clip_torch", "faiss-cpu", "faiss-gpu", "numpy", "img2dataset", "pillow")
+    found = {"rpl": rpl.__version__, "python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # not every image holds every library
+    return found
+
+
+def _full_disk(error: OSError) -> TryAgain | None:
+    import errno
+
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = error.filename or os.environ.get("TMPDIR", tempfile.gettempdir())
+        return TryAgain(f"{where}: the disk is full; free space or set TMPDIR to a larger disk, then run it again.")
+    return None
