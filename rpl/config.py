@@ -8,6 +8,8 @@ stages run again. `runtime` is in no stage's digest: it says where and how fast,
 from __future__ import annotations
 
 import io
+import json
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +20,7 @@ from ruamel.yaml.error import YAMLError
 from rpl.errors import BadInput
 
 Uri = Annotated[str, Field(min_length=1)]
-"""A place: `s3://bucket/key`, `file:///path` or a plain path (relative ones count from the config file)."""
+"""`s3://bucket/key`, `file:///path` or a plain path; relative paths count from the config file."""
 
 
 class Section(BaseModel):
@@ -33,13 +35,13 @@ class BoxData(Section):
 class Data(Section):
     train: BoxData = Field(description="Boxes to learn from; only base categories are used.")
     val: BoxData | None = Field(
-        None, description="Boxes to measure accuracy on, base and novel. Absent: a tenth of the training crops is held out."
+        None, description="Boxes to measure accuracy on, base and novel. Absent: a tenth of the crops is held out."
     )
     scaling_factor: float = Field(
         1.0, ge=0, le=10, description="A box is widened by this times its width (height) on each side before cropping."
     )
     min_area: float = Field(20, ge=0, description="Widened boxes with width x height below this are dropped (pixels).")
-    crops_per_category: int = Field(200, ge=1, description="At most so many training crops per category, drawn by seed.")
+    crops_per_category: int = Field(200, ge=1, description="Training crops per category at most, drawn by seed.")
     val_crops_per_category: int = Field(50, ge=1, description="At most so many validation crops per category.")
 
 
@@ -49,26 +51,30 @@ class Categories(Section):
         description="Category list: JSON [{name, description, split}], or PromptDet's text form "
         "(`name name_which_is_description`). Absent: the categories of data.train, all base.",
     )
-    base: Uri | None = Field(None, description="File with the zero-based indices of base categories (PromptDet's form).")
+    base: Uri | None = Field(None, description="File of the base categories' zero-based indices (PromptDet's form).")
 
 
 class Pool(Section):
-    vectors: Uri = Field(description="Image embeddings: folder or file (npy, npz, HDF5 or a faiss index's folder).")
-    metadata: Uri | None = Field(None, description="URLs and captions: folder or file. Absent: found beside the vectors.")
-    encoder: str | None = Field(None, description="The pool's CLIP, as `rpl` names it; checked against clip when given.")
+    vectors: Uri = Field(description="Image embeddings: folder or file (npy, npz, parquet, HDF5).")
+    metadata: Uri | None = Field(
+        None, description="URLs and captions: folder or file. Absent: found beside the vectors."
+    )
+    encoder: str | None = Field(
+        None, description="The pool's CLIP, as `rpl` names it; checked against clip when given."
+    )
     index: Literal["auto", "exact", "ivf"] = Field(
         "auto", description="exact: stream all vectors once; ivf: build a faiss index; auto: ivf from 2 million rows."
     )
     truth: Uri | None = Field(
-        None, description="Parquet (url, category) with the true category of pool images; for measuring precision only."
+        None, description="Parquet (url, category): true categories, only to measure precision with."
     )
 
 
 class Clip(Section):
-    model: str = Field("ViT-B-32", min_length=1, description="open_clip model name, or path of an open_clip config JSON.")
-    pretrained: str | None = Field("openai", description="open_clip tag, or path of a weights file; null: random weights.")
+    model: str = Field("ViT-B-32", min_length=1, description="open_clip model name, or path of its config JSON.")
+    pretrained: str | None = Field("openai", description="open_clip tag or weights file; null: random.")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the frozen towers.")
-    views: int = Field(6, ge=1, description="Augmented views encoded per training image; equals the reference's epochs.")
+    views: int = Field(6, ge=1, description="Augmented views per training image; the reference's epochs.")
     view_scale: tuple[float, float] = Field((0.4, 1.0), description="Area of a random resized crop, as a fraction.")
 
     @model_validator(mode="after")
@@ -80,7 +86,7 @@ class Clip(Section):
 
 class Learn(Section):
     schedule: Literal["fast", "reference"] = Field(
-        "fast", description="fast: full-batch L-BFGS on cached features; reference: SGD, batch 32, 6 epochs, cosine."
+        "fast", description="fast: full-batch L-BFGS; reference: SGD, batch 32, an epoch per view, cosine."
     )
     n_ctx1: int = Field(1, ge=1, le=16, description="Context vectors before the name.")
     n_ctx2: int = Field(1, ge=1, le=16, description="Context vectors between name and description.")
@@ -109,20 +115,25 @@ class Download(Section):
     max_redirects: int = Field(5, ge=0, le=20)
     min_side: int = Field(64, ge=1, description="Pictures whose shorter side is below this are refused (pixels).")
     max_aspect: float = Field(5.0, ge=1, description="Pictures longer than this times their width are refused.")
-    margin: float = Field(1.25, ge=1, description="Fetch until kept x margin pictures are good, to leave room to curate.")
+    margin: float = Field(1.25, ge=1, description="Fetch kept x margin good pictures, to leave room to curate.")
     resize: Literal["keep", "reference"] = Field(
         "keep", description="keep: shrink only; reference: max_side square, padded with white as in PromptDet."
     )
     max_side: int = Field(1024, ge=16, description="Longer side of a stored picture, pixels.")
-    user_agent: str = Field("rpl-image-sourcing", min_length=1, description="Sent with every request; name a contact here.")
+    user_agent: str = Field(
+        "rpl-image-sourcing", min_length=1, description="Sent with every request; name a contact in it."
+    )
     opt_out: tuple[str, ...] = Field(
-        ("noai", "noimageai", "noindex", "noimageindex", "none"), description="X-Robots-Tag words that refuse the picture."
+        ("noai", "noimageai", "noindex", "noimageindex", "none"),
+        description="X-Robots-Tag words that refuse the picture.",
     )
     connections_per_host: int = Field(8, ge=1, le=64)
 
 
 class Curate(Section):
-    phash_distance: int = Field(4, ge=0, le=16, description="Pictures whose 64-bit pHash differs in at most so many bits are copies.")
+    phash_distance: int = Field(
+        4, ge=0, le=16, description="Pictures whose 64-bit pHash differs in at most so many bits are copies."
+    )
     max_urls_per_picture: int = Field(
         3, ge=1, description="Byte-identical pictures behind more URLs than this are placeholders."
     )
@@ -250,9 +261,7 @@ def absolute(config: RunConfig, folder: Path) -> RunConfig:
             "categories": categories.model_copy(
                 update={"file": place(categories.file), "base": place(categories.base)}
             ),
-            "pool": pool.model_copy(
-                update={k: place(getattr(pool, k)) for k in ("vectors", "metadata", "truth")}
-            ),
+            "pool": pool.model_copy(update={k: place(getattr(pool, k)) for k in ("vectors", "metadata", "truth")}),
             "clip": clip.model_copy(update={"model": model, "pretrained": pretrained}),
         }
     )
@@ -261,6 +270,47 @@ def absolute(config: RunConfig, folder: Path) -> RunConfig:
 def json_schema() -> dict[str, Any]:
     """JSON schema of the configuration, for editors and for the Helm chart."""
     return RunConfig.model_json_schema()
+
+
+EXAMPLES: dict[str, str] = {
+    "run": "runs/first",
+    "data.train.annotations": "annotations/train.json",
+    "data.train.images": "images/train",
+    "data.val": "null",
+    "categories.file": "categories.json",
+    "pool.vectors": "pool/img_emb",
+}
+"""What `template` writes for settings without a default, and where the default would mislead."""
+
+
+def template() -> str:
+    """A commented configuration file with every setting at its default; what must be edited has an example's value."""
+    lines = ["# A run of RPL. Every setting is here with its default; edit the places, the rest can wait.", ""]
+    lines += _template_lines(RunConfig, "", 0)
+    return "\n".join(lines) + "\n"
+
+
+def _template_lines(model: type[BaseModel], prefix: str, depth: int) -> list[str]:
+    lines = []
+    indent = "  " * depth
+    for name, info in model.model_fields.items():
+        path = prefix + name
+        default = info.get_default(call_default_factory=True)
+        kind = info.annotation
+        section = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+        if info.description:
+            lines += textwrap.wrap(info.description, 100, initial_indent=indent + "# ", subsequent_indent=indent + "# ")
+        if path in EXAMPLES:
+            lines.append(f"{indent}{name}: {EXAMPLES[path]}")
+        elif section is not None and not isinstance(default, PerSplit):
+            lines.append(f"{indent}{name}:")
+            lines += _template_lines(section, path + ".", depth + 1)
+        else:
+            value = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
+            lines.append(f"{indent}{name}: {json.dumps(value, ensure_ascii=False)}")
+        if depth == 0:
+            lines.append("")
+    return lines
 
 
 def _yaml_problem(error: YAMLError) -> str:

@@ -106,7 +106,9 @@ STAGES: dict[str, Stage] = {
         Stage(
             "embed", "Embed the categories and measure accuracy", "clip", True, ("seed", "clip", "evaluate"),
             in_round=(CROPS, CROP_FEATURES, Edge("prompts", "learn", "same")),
-            in_novel=(CROPS, CROP_FEATURES, Edge("prompts", "learn", "rounds"), Edge("round_embeddings", "embed", "rounds")),
+            in_novel=(
+                CROPS, CROP_FEATURES, Edge("prompts", "learn", "rounds"), Edge("round_embeddings", "embed", "rounds"),
+            ),
         ),
         Stage(
             "retrieve", "Find the nearest pool images", "light", False, ("pool", "rounds"),
@@ -198,16 +200,18 @@ def shard_key(node: Node) -> Literal["crop", "download"] | None:
     return STAGES[node.stage].shards
 
 
-def goes_on(accuracies: list[float], max_rounds: int, min_gain: float) -> bool:
+def goes_on(accuracies: list[float | None], max_rounds: int, min_gain: float) -> bool:
     """Whether another round follows the ones with these base validation accuracies (fractions, in order).
 
     Round 2 always follows round 1 if allowed, since it is the first to see sourced images; after that a round must
-    have beaten all before it by more than `min_gain`.
+    have beaten all before it by more than `min_gain`. Where accuracy could not be measured (None: no validation
+    crops), there is nothing to stop by and all rounds are run.
     """
     done = len(accuracies)
     if done >= max_rounds:
         return False
-    return done < 2 or accuracies[-1] > max(accuracies[:-1]) + min_gain
+    measured = [accuracy for accuracy in accuracies if accuracy is not None]
+    return done < 2 or len(measured) < done or measured[-1] > max(measured[:-1]) + min_gain
 
 
 def parse_round(text: str | None) -> Round:

@@ -12,6 +12,7 @@ Knows nothing of what a stage computes: `rpl.stages` holds those functions. Dige
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import importlib.metadata
@@ -98,6 +99,15 @@ class Manifest:
             raise BadInput(f"{source}: is not a manifest of this version; delete it to run the stage again.") from error
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a shard of a node has to do: its digest (hex), the manifests it reads by edge, outside fingerprints."""
+
+    digest: str
+    inputs: dict[str, list[Manifest]]
+    outside: dict[str, str]
+
+
 class Run:
     """A run in a store: its frozen configuration and what has been committed."""
 
@@ -108,7 +118,10 @@ class Run:
         if found is None:
             raise BadInput(f"{uri}: holds no run (config.yaml is missing); start one with `rpl run --config FILE`.")
         self.config: RunConfig = parse_config(self.store.read("config.yaml").decode(), f"{uri}/config.yaml")
-        self._found: dict[tuple[str, str], Manifest] = {}
+        self._found: dict[str, Manifest] = {}
+        # Digests reach back to the first stage, over several paths; each is taken once. A run's inputs from outside
+        # are looked at once per Run: open a new one to notice that they changed.
+        self._work: dict[tuple[Node, Shard], Work] = {}
         self._cache = _FileCache(self.store)
 
     def shard_count(self, node: Node) -> int:
@@ -120,12 +133,12 @@ class Run:
         return [Shard(index, count) for index in range(count)]
 
     def manifest(self, node: Node, shard: Shard) -> Manifest | None:
-        """The committed manifest that answers today's inputs and settings; None if there is none, or an input's is not."""
+        """The committed manifest that answers today's inputs and settings; None if it, or an input's, is not there."""
         try:
-            digest = self.expected(node, shard)[0]
+            work = self._expected(node, shard)
         except _NotReady:
             return None
-        return self._lookup(node, shard, digest)
+        return self._lookup(node, shard, work.digest)
 
     def manifests(self, node: Node) -> list[Manifest] | None:
         """All shards' manifests in order, or None while one is missing."""
@@ -134,25 +147,25 @@ class Run:
 
     def last_round(self) -> int | None:
         """The number of rounds this run takes, once known: None while a round is still to be run."""
-        accuracies: list[float] = []
+        accuracies: list[float | None] = []
         rounds = self.config.rounds
         while True:
             number = len(accuracies) + 1
             embedded = self.manifests(Node("embed", number))
             if embedded is None or self.manifests(Node("curate", number)) is None:
                 return None
-            accuracies.append(float(embedded[0].facts["accuracy"]["learned"]["base"]))
+            accuracies.append(base_accuracy(embedded[0]))
             if not goes_on(accuracies, rounds.max_rounds, rounds.min_gain):
                 return number
 
-    def inputs(self, node: Node, shard: Shard) -> dict[str, list[Manifest]]:
-        """What `node` reads, by edge name.
+    def expected(self, node: Node, shard: Shard) -> Work:
+        """The work that `node`'s `shard` is today.
 
         Raises:
             BadInput: an input is not there yet; the sentence names the command that makes it.
         """
         try:
-            return self._inputs(node, shard)
+            return self._expected(node, shard)
         except _NotReady as error:
             option = f" --round {error.node.round}" if error.node.round is not None else ""
             raise BadInput(
@@ -187,32 +200,33 @@ class Run:
                     return Node(stage, number)
             number += 1
 
-    def expected(self, node: Node, shard: Shard) -> tuple[str, dict[str, list[Manifest]], dict[str, str]]:
-        """Digest (hex), inputs and outside fingerprints of the work that `node`'s `shard` is today."""
+    def _expected(self, node: Node, shard: Shard) -> Work:
+        key = (node, shard)
+        if key in self._work:
+            return self._work[key]
         inputs = self._inputs(node, shard)
         stage = STAGES[node.stage]
         outside = {uri: fingerprint(uri) for uri in outside_files(node, self.config)}
-        settings = self.config.model_dump(mode="json", include=set(stage.sections))
         digest = _digest(
             {
                 "node": node.path,
                 "shard": str(shard),
                 "version": stage.version,
-                "settings": settings,
+                "settings": self.config.model_dump(mode="json", include=set(stage.sections)),
                 "inputs": {name: [m.contents for m in manifests] for name, manifests in inputs.items()},
                 "outside": outside,
             }
         )
-        return digest, inputs, outside
+        self._work[key] = Work(digest, inputs, outside)
+        return self._work[key]
 
     def _lookup(self, node: Node, shard: Shard, digest: str) -> Manifest | None:
         path = manifest_path(node, shard, digest)
-        key = (node.path, path)
-        if key not in self._found:
+        if path not in self._found:
             if self.store.stat(path) is None:
                 return None
-            self._found[key] = Manifest.from_json(self.store.read(path), f"{self.uri}/{path}")
-        return self._found[key]
+            self._found[path] = Manifest.from_json(self.store.read(path), f"{self.uri}/{path}")
+        return self._found[path]
 
     def local(self, file: File) -> Path:
         """A local, verified, read-only copy of a committed file (the file itself in a `file://` run)."""
@@ -226,7 +240,7 @@ class Context:
     """What a stage's function is handed: settings, inputs as local files, a place for outputs, progress."""
 
     def __init__(
-        self, run: Run, node: Node, shard: Shard, inputs: Mapping[str, list[Manifest]], attempt: str,
+        self, run: Run, node: Node, shard: Shard, *, inputs: Mapping[str, list[Manifest]], attempt: str,
         scratch: Path, reporter: Reporter,
     ) -> None:  # fmt: skip
         self.run = run
@@ -282,29 +296,40 @@ def run_shard(run: Run, node: Node, shard: Shard, reporter: Reporter) -> Outcome
         BadInput: an input is missing or wrong; nothing was written.
         TryAgain: the store or this machine failed in a way that may pass.
     """
-    run.inputs(node, shard)  # for its sentence where something is missing
-    digest, inputs, outside = run.expected(node, shard)
-    if run._lookup(node, shard, digest) is not None:
+    work = run.expected(node, shard)
+    if run.manifest(node, shard) is not None:
         return "already done"
     function = importlib.import_module(f"rpl.stages.{node.stage}").run
     attempt = secrets.token_hex(8)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="rpl-") as scratch:
-        context = Context(run, node, shard, inputs, attempt, Path(scratch), reporter)
+        context = Context(
+            run, node, shard, inputs=work.inputs, attempt=attempt, scratch=Path(scratch), reporter=reporter
+        )
         try:
             function(context)
-        except OSError as error:
-            raise _full_disk(error) or error from error
+        except Exception as error:
+            run.store.delete([file.path for file in context.files.values()])
+            full = _full_disk(error)
+            if full is None:
+                raise
+            raise full from error
     manifest = Manifest(
-        stage=node.stage, round=node.round, shard=str(shard), digest=digest, attempt=attempt,
+        stage=node.stage, round=node.round, shard=str(shard), digest=work.digest, attempt=attempt,
         files=context.files, rows=context.rows, facts=context.facts,
-        inputs={name: [m.contents for m in manifests] for name, manifests in inputs.items()}, outside=outside,
+        inputs={name: [m.contents for m in manifests] for name, manifests in work.inputs.items()}, outside=work.outside,
         wall_s=round(time.monotonic() - started, 3), peak_memory_bytes=_peak_memory_bytes(), versions=_versions(),
     )  # fmt: skip
-    if run.store.put_if_absent(manifest_path(node, shard, digest), manifest.to_json()):
+    if run.store.put_if_absent(manifest_path(node, shard, work.digest), manifest.to_json()):
         return "done"
     run.store.delete([file.path for file in context.files.values()])
     return "done by another"
+
+
+def base_accuracy(embedded: Manifest) -> float | None:
+    """Validation accuracy of the learned prompt on base categories, by which rounds go on; None: unmeasured."""
+    accuracy: float | None = embedded.facts["accuracy"]["learned"]["base"]
+    return accuracy
 
 
 def manifest_path(node: Node, shard: Shard, digest: str) -> str:
@@ -319,13 +344,10 @@ def collect_garbage(run: Run, older_than_s: float) -> list[str]:
     named: set[str] = set()
     attempts: dict[str, list[tuple[str, float]]] = {}
     for info in run.store.list():
-        parts = info.path.split("/")
-        if "attempts" in parts:
-            folder = "/".join(parts[: parts.index("attempts") + 2])
-            attempts.setdefault(folder, []).append((info.path, info.modified))
+        if "attempts" in info.path.split("/"):
+            attempts.setdefault(_attempt_folder(info.path), []).append((info.path, info.modified))
         elif info.path.endswith(".json"):
             manifest = Manifest.from_json(run.store.read(info.path), f"{run.uri}/{info.path}")
-            named.update("/".join(f.path.split("/")[:-1]) for f in manifest.files.values())
             named.update(_attempt_folder(f.path) for f in manifest.files.values())
     limit = time.time() - older_than_s
     doomed = [
@@ -456,10 +478,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _full_disk(error: OSError) -> TryAgain | None:
-    import errno
-
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def _full_disk(error: Exception) -> TryAgain | None:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = error.filename or os.environ.get("TMPDIR", tempfile.gettempdir())
         return TryAgain(f"{where}: the disk is full; free space or set TMPDIR to a larger disk, then run it again.")
     return None

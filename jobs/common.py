@@ -1,0 +1,123 @@
+"""What all commands share: signals, errors as exit codes, and the options --run --round --shard.
+
+This is the one place where an exception becomes an exit code: 0 done, 2 bad input, 75 try again, 130 interrupted,
+1 a bug (with its traceback). Knows no stage.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Not an Exception, so that nothing on the way swallows it."""
+
+
+def _on_sigterm(_number: int, _frame: object) -> None:
+    # Kubernetes kills after its grace period; a wait inside a library must not eat it.
+    timer = threading.Timer(LEAVE_WITHIN_S, _leave_now)
+    timer.daemon = True
+    timer.start()
+    raise Terminated
+
+
+def _leave_now() -> None:
+    kill_workers()
+    os._exit(TryAgain.exit_code)
+
+
+LEAVE_WITHIN_S = 7.0
+# As process 1 of a container Python ignores SIGTERM until a handler is there: before the slow imports below.
+signal.signal(signal.SIGTERM, _on_sigterm)
+
+import os  # noqa: E402
+import re  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from typing import NoReturn  # noqa: E402
+
+import click  # noqa: E402
+
+from rpl.errors import BadInput, RplError, TryAgain  # noqa: E402
+from rpl.workers import kill_workers  # noqa: E402
+
+
+def guarded(action: Callable[[], None]) -> NoReturn:
+    """Run `action` and leave the process with the exit code that its outcome has."""
+    try:
+        action()
+        code = 0
+    except RplError as error:
+        click.echo(f"Error: {error}", err=True)
+        code = error.exit_code
+    except Terminated:
+        click.echo("Stopped by SIGTERM: nothing was committed; the same command goes on from what was.", err=True)
+        code = TryAgain.exit_code
+    except KeyboardInterrupt:
+        click.echo("Interrupted: the same command goes on from what was committed.", err=True)
+        code = 130
+    if code:
+        kill_workers()
+        sys.stderr.flush()
+        os._exit(code)  # not sys.exit: a pool's exit hook would wait for work that nobody wants any more
+    sys.exit(0)
+
+
+def parse_shard(text: str, count: int) -> int:
+    """Index of the shard that `i/n` names; n must be the run's own number.
+
+    Raises:
+        BadInput: another form, or another n than the configuration's.
+    """
+    match = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise BadInput(f"--shard {text!r} is not of the form i/n with i from 0 to n-1; correct it.")
+    if int(match[2]) != count:
+        raise BadInput(f"--shard {text!r}: this run cuts the stage into {count}; give i/{count}, or leave --shard out.")
+    return int(match[1])
+
+
+def stage_command(stage: str) -> click.Command:
+    """The command of one stage; without --shard it does all shards in turn."""
+
+    @click.command(help=f"{_title(stage)}.")
+    @click.option(
+        "--run", "run_uri", required=True, metavar="URI", help="The run: s3://BUCKET/PREFIX/runs/NAME or a folder."
+    )
+    @click.option(
+        "--round", "round_text", metavar="N", help="A round from 1, or 'novel'. Absent: the stage that runs once."
+    )
+    @click.option(
+        "--shard", "shard_text", metavar="i/n", help="One part, i from 0. Absent: all parts, one after the other."
+    )
+    def command(run_uri: str, round_text: str | None, shard_text: str | None) -> None:
+        guarded(lambda: _run_stage(stage, run_uri, round_text, shard_text))
+
+    return command
+
+
+def _title(stage: str) -> str:
+    from rpl.rounds import STAGES
+
+    return STAGES[stage].title
+
+
+def _run_stage(stage: str, run_uri: str, round_text: str | None, shard_text: str | None) -> None:
+    from rpl.progress import Reporter
+    from rpl.rounds import Node, edges, parse_round
+    from rpl.stage import Run, run_shard
+
+    node = Node(stage, parse_round(round_text))
+    edges(node)  # refuses a scope at which the stage does not run
+    run = Run(run_uri)
+    reporter = Reporter()
+    shards = run.shards(node)
+    if shard_text is not None:
+        shards = [shards[parse_shard(shard_text, len(shards))]]
+    try:
+        for shard in shards:
+            outcome = run_shard(run, node, shard, reporter)
+            reporter.say(f"{node.path} {shard}: {outcome}")
+    finally:
+        run.close()
