@@ -1,0 +1,224 @@
+"""A store in a folder of the local (or a mounted) file system.
+
+Knows nothing of URIs. An object is written beside its place under a `.tmp-` name, flushed to the disk, and put there
+by one rename or, where it must not replace anything, by one hard link.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from rpl.errors import BadInput, TryAgain
+from rpl.store.base import TEMPORARY, ObjectInfo, check_path, check_prefix
+
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+class FileStore:
+    """Objects as files under `root`, which is made by the first write. Promises: `rpl.store.base.Store`."""
+
+    def __init__(self, root: Path, uri: str) -> None:
+        self.uri = uri
+        self._root = root
+
+    def stat(self, path: str) -> ObjectInfo | None:
+        file = self.local(path)
+        with _explained(file):
+            return _info(file, path)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        check_prefix(prefix, self.uri)
+        top = self._root / prefix.rpartition("/")[0]
+        found = []
+        with _explained(top):
+            for file in _files_below(top):
+                path = file.relative_to(self._root).as_posix()
+                info = _info(file, path) if path.startswith(prefix) else None
+                if info is not None:  # None: deleted since the folder was read
+                    found.append(info)
+        # A walk yields a folder's files together; "a-b" sorts before "a/c" all the same.
+        return iter(sorted(found))
+
+    def read(self, path: str) -> bytes:
+        file = self.local(path)
+        with _explained(file):
+            return file.read_bytes()
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        file = self.local(path)
+        with _explained(file), file.open("rb") as stream:
+            stream.seek(start)
+            return stream.read(length)
+
+    def open(self, path: str) -> BinaryIO:
+        file = self.local(path)
+        with _explained(file):
+            return file.open("rb")
+
+    def write(self, path: str, data: bytes) -> None:
+        self._put(path, lambda stream: _write(stream, data), _replace)
+
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        if self.stat(path) is not None:
+            return False
+        return self._put(path, lambda stream: _write(stream, data), _link)
+
+    def upload(self, path: str, file: Path) -> None:
+        self._put(path, lambda stream: _copy(file, stream), _replace)
+
+    def download(self, path: str, file: Path) -> None:
+        source = self.local(path)
+        with _explained(source), source.open("rb") as stream:
+            write_atomically(file, lambda target: shutil.copyfileobj(stream, target, 1 << 20), _replace)
+
+    def delete(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            file = self.local(path)
+            with _explained(file):
+                file.unlink(missing_ok=True)
+                self._remove_empty_folders(file.parent)
+
+    def local(self, path: str) -> Path:
+        return self._root / check_path(path, self.uri)
+
+    def _put(self, path: str, fill: Callable[[BinaryIO], object], place: Callable[[Path, Path], bool]) -> bool:
+        file = self.local(path)
+        with _explained(file):
+            return write_atomically(file, fill, place)
+
+    def _remove_empty_folders(self, folder: Path) -> None:
+        """Objects have no folders: the ones that a delete left empty go with it."""
+        while folder != self._root:
+            try:
+                folder.rmdir()
+            except OSError:
+                return  # not empty, or gone already
+            folder = folder.parent
+
+
+def write_atomically(file: Path, fill: Callable[[BinaryIO], object], place: Callable[[Path, Path], bool]) -> bool:
+    """Let `fill` write a temporary file beside `file`, flush it to the disk, then `place(temporary, file)`."""
+    temporary = file.with_name(TEMPORARY + secrets.token_hex(8))
+    try:
+        with _open_new(temporary) as stream:
+            fill(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        placed = place(temporary, file)
+        _sync_folder(file.parent)
+        return placed
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _open_new(file: Path) -> BinaryIO:
+    """Open a new file, its folders made; another process's delete may remove them in between, hence the second try."""
+    for _ in range(3):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return file.open("xb")
+        except FileNotFoundError:
+            continue
+    return file.open("xb")
+
+
+def _replace(temporary: Path, file: Path) -> bool:
+    temporary.replace(file)
+    return True
+
+
+def _link(temporary: Path, file: Path) -> bool:
+    """Put `temporary` at `file` unless something is there; whether it was put."""
+    try:
+        os.link(temporary, file)
+    except FileExistsError:
+        # A network file system may repeat a call whose answer was lost and meet its own success (open(2)).
+        return temporary.stat().st_nlink == 2
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        return _rename_under_lock(temporary, file)
+    return True
+
+
+def _rename_under_lock(temporary: Path, file: Path) -> bool:
+    """As `_link`, for file systems without hard links; the folder's lock falls with the process that holds it."""
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if file.exists():
+            return False
+        temporary.replace(file)
+        return True
+    finally:
+        os.close(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name in `folder` outlast a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some mounted file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _write(stream: BinaryIO, data: bytes) -> None:
+    stream.write(data)
+
+
+def _copy(file: Path, stream: BinaryIO) -> None:
+    with file.open("rb") as source:
+        shutil.copyfileobj(source, stream, 1 << 20)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    def complain(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    for parent, _, names in os.walk(folder, onerror=complain):
+        for name in names:
+            if not name.startswith(TEMPORARY):
+                yield Path(parent, name)
+
+
+def _info(file: Path, path: str) -> ObjectInfo | None:
+    try:
+        found = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not file.is_file():
+        return None
+    return ObjectInfo(path, found.st_size, f"{found.st_mtime_ns:x}-{found.st_size:x}", found.st_mtime)
+
+
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    """Turn the operating system's refusals about `file` into sentences."""
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError) as error:
+        name = error.filename or file
+        raise BadInput(f"{name}: is not there or is a folder; correct the path.") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise BadInput(f"{file}: a file stands where a folder of that name is needed; remove it.") from error
+    except OSError as error:
+        name = error.filename or file
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TryAgain(f"{file}: the disk is full; free space, then run it again.") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP):
+            reason = os.strerror(error.errno).lower()
+            raise BadInput(f"{name}: {reason}; correct the path or its permissions.") from error
+        raise TryAgain(f"{name}: the file system answered {error.strerror!r}; try again.") from error
