@@ -58,9 +58,7 @@ def test_configurations_round_trip(seed: int, agent: str, factor: float) -> None
 
 
 def test_unknown_key() -> None:
-    assert (
-        refusal(MINIMAL + "lern: {}\n") == "my.yaml: unknown key 'lern'; remove it or correct its spelling."
-    )
+    assert refusal(MINIMAL + "lern: {}\n") == "my.yaml: unknown key 'lern'; remove it or correct its spelling."
     assert (
         refusal(MINIMAL + "learn: {n_ctx: 4}\n")
         == "my.yaml: unknown key 'learn.n_ctx'; remove it or correct its spelling."
@@ -73,9 +71,7 @@ def test_missing_key() -> None:
 
 def test_value_outside_its_range() -> None:
     sentence = refusal(MINIMAL + "learn: {n_ctx1: 0}\n")
-    assert sentence == (
-        "my.yaml: key 'learn.n_ctx1': Input should be greater than or equal to 1; correct the value."
-    )
+    assert sentence == ("my.yaml: key 'learn.n_ctx1': Input should be greater than or equal to 1; correct the value.")
 
 
 def test_template_with_an_unknown_field() -> None:

@@ -62,11 +62,11 @@ def test_paths() -> None:
 
 
 def test_a_stage_refuses_a_scope_that_is_not_its_own() -> None:
-    with pytest.raises(BadInput, match="^stage learn does not run at 'learn'; give it --round N.$"):
+    with pytest.raises(BadInput, match=r"^stage learn does not run at 'learn'; give it --round N\.$"):
         edges(Node("learn"))
-    with pytest.raises(BadInput, match="^stage crop does not run at 'round-1/crop'; give it no --round.$"):
+    with pytest.raises(BadInput, match=r"^stage crop does not run at 'round-1/crop'; give it no --round\.$"):
         edges(Node("crop", 1))
-    with pytest.raises(BadInput, match="^there is no stage 'lern'; choose one of crop, "):
+    with pytest.raises(BadInput, match=r"^there is no stage 'lern'; choose one of crop, "):
         edges(Node("lern"))
 
 
