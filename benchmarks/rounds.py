@@ -17,13 +17,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rpl.demo.run import demo_config
 from rpl.demo.server import WebServer
 from rpl.demo.world import FULL, HOSTS, build_world
-from rpl.results import fetch_results
-
-from rpl.demo.run import demo_config
 from rpl.local import create_run, run_all
 from rpl.progress import Reporter
+from rpl.results import fetch_results
 
 SEEDS = (0, 1, 2)
 FOLDER = Path(".demo/bench-rounds")

@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
-from rpl.demo.server import WebServer
-from rpl.demo.world import HOSTS, TINY, build_world
-from rpl.results import fetch_results
 
 from rpl.config import dump_config
 from rpl.demo.run import demo_config
+from rpl.demo.server import WebServer
+from rpl.demo.world import HOSTS, TINY, build_world
 from rpl.local import walk
+from rpl.results import fetch_results
 from rpl.stage import Run
 
 KILLS = 20
