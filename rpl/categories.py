@@ -12,11 +12,10 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, BinaryIO, Literal
-
-import ijson
+from typing import Any, Literal
 
 from rpl.errors import BadInput
+from rpl.json_stream import stream_lists
 from rpl.store import open_uri, read_uri
 
 Split = Literal["base", "novel"]
@@ -157,18 +156,10 @@ def _read_records(uri: str) -> list[_Record]:
 
 def _from_annotations(uri: str) -> list[_Record]:
     with open_uri(uri) as stream:
-        raw = _streamed(stream, uri)
+        raw = [entry for key, entry in stream_lists(stream, uri) if key == "categories"]
     if not raw:
         raise BadInput(f"{uri}: has no 'categories'; give a category list, or a COCO or LVIS file.")
     return [_record(entry, _entry(row), uri) for row, entry in enumerate(raw)]
-
-
-def _streamed(stream: BinaryIO, uri: str) -> list[Any]:
-    """The `categories` of an annotation file, which may be too large to load."""
-    try:
-        return list(ijson.items(stream, "categories.item", use_float=True))
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        raise BadInput(f"{uri}: is not valid JSON ({_one_line(error)}); correct it or download it again.") from error
 
 
 def _from_json(data: bytes, uri: str) -> list[_Record]:

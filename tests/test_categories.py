@@ -185,7 +185,7 @@ def test_bad_lists_get_one_sentence(tmp_path: Path, content: object, expected: s
 
 def test_lists_that_are_not_whole_json_or_text(tmp_path: Path) -> None:
     assert sentence(tmp_path, '[{"name": "cat"').startswith("list: is not valid JSON (Expecting ',' delimiter")
-    assert sentence(tmp_path, '{"categories": [').startswith("list: is not valid JSON (parse error: premature EOF")
+    assert sentence(tmp_path, '{"categories": [').startswith("list: is not a whole JSON object (expecting value at")
     (tmp_path / "list").write_bytes(b"caf\xe9")
     with pytest.raises(BadInput, match=r"list: is not UTF-8 text \(byte 3\); save it as UTF-8\."):
         read_categories(str(tmp_path / "list"), None, [CAT], "train.json")
