@@ -1,0 +1,162 @@
+"""What a report holds, as plain immutable data between gathering and drawing.
+
+Everything here is a function of the run's inputs and seed, except `seconds` wherever it stands: wall time per stage,
+summed over shards. Fractions are 0..1, None where nothing could be measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Split = Literal["base", "novel"]
+SPLITS: tuple[Split, ...] = ("base", "novel")
+
+STATUSES = ("kept", "spare", "refused", "failed", "not_needed")
+"""What became of a candidate, in the order of the page's bars."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy on validation crops: base among base, novel among novel."""
+
+    base: float | None
+    novel: float | None
+
+    def of(self, split: Split) -> float | None:
+        return self.base if split == "base" else self.novel
+
+
+@dataclass(frozen=True)
+class PromptAccuracy:
+    """The learned prompt of one round beside the hand-written ones, on the same crops."""
+
+    learned: Accuracy
+    manual: Accuracy
+    best_manual: Accuracy
+    best_template: str
+    ensemble: Accuracy
+    templates: tuple[tuple[str, Accuracy], ...]
+    """Every hand-written prompt; the first is `manual`."""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One step of learning. `passes`: text passes over all prompts so far; a holdout may be absent."""
+
+    passes: int
+    loss: float
+    accuracy: float | None
+    holdout_loss: float | None
+    holdout_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Sourcing:
+    """One walk from candidates to kept pictures: a round's (base categories) or the novel pass's."""
+
+    kept: int
+    target: int
+    categories: int
+    categories_full: int
+    statuses: Mapping[str, int]
+    """Candidates by status, one of `STATUSES`."""
+    refusals: Mapping[str, int]
+    """Distinct URLs by the reason for which they were refused or failed."""
+    retrieval_precision: float | None
+    purity: float | None
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    number: int
+    accuracy: PromptAccuracy
+    curve: tuple[CurvePoint, ...]
+    learn: Mapping[str, Any]
+    """Facts of learning: schedule, steps, text passes, loss, crops and sourced pictures used."""
+    sourcing: Sourcing
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A kept picture on the contact sheet. `thumbnail`: JPEG bytes. `rank` from 0; scores are cosines."""
+
+    thumbnail: bytes = field(repr=False)
+    width: int
+    height: int
+    rank: int
+    score: float
+    image_score: float | None
+    url: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class CategorySheet:
+    """A category with its yield and some of its kept pictures, by rank. `category`: its row."""
+
+    category: int
+    name: str
+    description: str
+    split: Split
+    candidates: int
+    downloaded: int
+    kept: int
+    target: int
+    refused: Mapping[str, int]
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class DataCounts:
+    """What the run started from."""
+
+    base: int
+    novel: int
+    train_crops: int
+    val_crops: int
+    skipped_boxes: Mapping[str, int]
+    pool_rows: int
+    pool_dim: int
+    pool_index: str
+
+    @property
+    def categories(self) -> int:
+        return self.base + self.novel
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """A whole run. `rounds` in order and never empty; `sheets` in row order of the categories."""
+
+    uri: str
+    encoder: Mapping[str, Any]
+    prompts_digest: str
+    best_round: int
+    data: DataCounts
+    rounds: tuple[RoundReport, ...]
+    novel: Sourcing
+    sheets: tuple[CategorySheet, ...]
+    export: Mapping[str, int]
+    """Facts of the export: images, annotations, categories."""
+    export_files: tuple[tuple[str, int], ...]
+    """Name and bytes of each exported file."""
+    settings_yaml: str
+    attribution: str
+    """Text about the sources' licences, shown as it is; empty where the data set brought none."""
+    seconds: Mapping[str, float]
+    """Stages that ran once, before and after the rounds."""
+
+    @property
+    def name(self) -> str:
+        return self.uri.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def best(self) -> RoundReport:
+        """The round whose prompts sourced the novel categories."""
+        return next(r for r in self.rounds if r.number == self.best_round)
+
+    def sheets_of(self, split: Split) -> tuple[CategorySheet, ...]:
+        return tuple(sheet for sheet in self.sheets if sheet.split == split)

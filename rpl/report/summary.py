@@ -1,0 +1,146 @@
+"""The report for programs (`summary.json`) and for a terminal (a text table), both pure functions.
+
+Fractions have six digits. Everything but what stands under a key `seconds` is the same for the same inputs and seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rpl.report.model import Accuracy, PromptAccuracy, ReportData, Sourcing
+from rpl.rounds import STAGES
+
+
+def summarise(data: ReportData) -> dict[str, Any]:
+    """The content of `summary.json`."""
+    everything = [data.seconds, data.novel.seconds, *(r.sourcing.seconds for r in data.rounds)]
+    return {
+        "run": data.uri,
+        "encoder": dict(data.encoder),
+        "prompts_digest": data.prompts_digest,
+        "data": {
+            "categories": data.data.categories,
+            "base": data.data.base,
+            "novel": data.data.novel,
+            "crops": {"train": data.data.train_crops, "val": data.data.val_crops},
+            "skipped_boxes": dict(data.data.skipped_boxes),
+            "pool": {"rows": data.data.pool_rows, "dim": data.data.pool_dim, "index": data.data.pool_index},
+        },
+        "rounds": [
+            {"round": r.number, "accuracy": _accuracies(r.accuracy), **_sourcing(r.sourcing)} for r in data.rounds
+        ],
+        "novel": {"best_round": data.best_round, **_sourcing(data.novel)},
+        "export": dict(data.export),
+        "totals": {
+            "rounds": len(data.rounds),
+            "text_passes": sum(int(r.learn.get("text_passes", 0)) for r in data.rounds),
+            "kept": {
+                "base": data.rounds[-1].sourcing.kept,
+                "novel": data.novel.kept,
+            },
+            "seconds": {
+                "once": dict(data.seconds),
+                "all": round(sum(sum(seconds.values()) for seconds in everything), 3),
+            },
+        },
+    }
+
+
+def summary_table(summary: Mapping[str, Any]) -> str:
+    """A summary as text of at most 100 columns: accuracy, sourcing and seconds, a line per round."""
+    blocks = (_accuracy_block(summary), _sourcing_block(summary), _seconds_block(summary))
+    return "\n\n".join("\n".join(block) for block in blocks)
+
+
+def _accuracies(accuracy: PromptAccuracy) -> dict[str, Any]:
+    return {
+        "manual": {"template": accuracy.templates[0][0], **_pair(accuracy.manual)},
+        "best_manual": {"template": accuracy.best_template, **_pair(accuracy.best_manual)},
+        "ensemble": {"templates": len(accuracy.templates), **_pair(accuracy.ensemble)},
+        "learned": _pair(accuracy.learned),
+    }
+
+
+def _pair(accuracy: Accuracy) -> dict[str, float | None]:
+    return {"base": accuracy.base, "novel": accuracy.novel}
+
+
+def _sourcing(sourcing: Sourcing) -> dict[str, Any]:
+    return {
+        "retrieval_precision": sourcing.retrieval_precision,
+        "purity": sourcing.purity,
+        "yield": {
+            "kept": sourcing.kept,
+            "target": sourcing.target,
+            "categories": sourcing.categories,
+            "categories_full": sourcing.categories_full,
+        },
+        "candidates": dict(sourcing.statuses),
+        "refusals": dict(sourcing.refusals),
+        "seconds": dict(sourcing.seconds),
+    }
+
+
+def _accuracy_block(summary: Mapping[str, Any]) -> Iterator[str]:
+    first = summary["rounds"][0]["accuracy"]
+    count = first["ensemble"]["templates"]
+    headings = ("hand-written", f"best of {count}", f"ensemble of {count}", "learned")
+    yield "Validation accuracy, top-1 (base among base, novel among novel)"
+    yield f"{'':10}" + "".join(f"{heading:>20}" for heading in headings)
+    yield f"{'':10}" + f"{'base':>12}{'novel':>8}" * len(headings)
+    for entry in summary["rounds"]:
+        accuracy = entry["accuracy"]
+        pairs = (accuracy[kind] for kind in ("manual", "best_manual", "ensemble", "learned"))
+        cells = (f"{_percent(pair['base']):>12}{_percent(pair['novel']):>8}" for pair in pairs)
+        yield f"{'round ' + str(entry['round']):10}" + "".join(cells)
+    yield f"hand-written: {_quoted(first['manual']['template'])}; best: {_quoted(first['best_manual']['template'])}"
+
+
+def _sourcing_block(summary: Mapping[str, Any]) -> Iterator[str]:
+    yield "Sourcing             precision   purity   kept of target   categories full   URLs refused"
+    for name, entry in _passes(summary):
+        got = entry["yield"]
+        kept = f"{got['kept']:,}/{got['target']:,}"
+        full = f"{got['categories_full']}/{got['categories']}"
+        yield (
+            f"{name:18}{_percent(entry['retrieval_precision']):>12}{_percent(entry['purity']):>9}"
+            f"{kept:>17}{full:>18}{sum(entry['refusals'].values()):>15,}"
+        )
+
+
+def _passes(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for entry in summary["rounds"]:
+        yield f"round {entry['round']} (base)", entry
+    yield f"novel, prompts of {summary['novel']['best_round']}", summary["novel"]
+
+
+def _seconds_block(summary: Mapping[str, Any]) -> Iterator[str]:
+    rows = [("once", summary["totals"]["seconds"]["once"])]
+    rows += [(f"round {entry['round']}", entry["seconds"]) for entry in summary["rounds"]]
+    rows.append(("novel", summary["novel"]["seconds"]))
+    stages = [stage for stage in STAGES if any(stage in seconds for _, seconds in rows)]
+    yield "Seconds  " + "".join(f"{stage:>{_width(stage)}}" for stage in stages) + f"{'all':>9}"
+    for name, seconds in rows:
+        cells = (f"{_seconds_text(seconds.get(stage)):>{_width(stage)}}" for stage in stages)
+        yield f"{name:9}" + "".join(cells) + f"{_seconds_text(sum(seconds.values())):>9}"
+    everything = _seconds_text(summary["totals"]["seconds"]["all"])
+    yield f"{'in all':9}{everything:>{sum(map(_width, stages)) + 9}}"
+
+
+def _width(stage: str) -> int:
+    return max(7, len(stage)) + 1
+
+
+def _percent(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def _seconds_text(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def _quoted(template: str, length: int = 36) -> str:
+    return f'"{template if len(template) <= length else template[: length - 1] + "…"}"'

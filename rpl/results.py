@@ -1,0 +1,86 @@
+"""A plain copy of a run's results, for people and programs that know nothing of runs.
+
+    DIR/summary.json   DIR/report/index.html   DIR/export/…   DIR/export/images/KEY.jpg
+
+Written beside DIR and renamed when complete: a reader sees the old copy or the new one. Knows the names of the files
+that `export` and `report` commit, and nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rpl.errors import BadInput
+from rpl.report.summary import summary_table
+from rpl.rounds import Node
+from rpl.stage import Manifest, Run
+from rpl.tars import read_tar
+
+__all__ = ["fetch_results", "summary_table"]
+
+ENTRIES = {"summary.json", "report", "export"}
+"""What a copy holds at its top; a folder with anything else in it is somebody's, and is not replaced."""
+
+
+def fetch_results(run: Run, directory: Path) -> dict[str, Any]:
+    """Copy the results of `run` to `directory`, replacing an earlier copy; the content of summary.json.
+
+    Raises:
+        BadInput: the run is not finished, or `directory` holds something else than such a copy.
+    """
+    exported, reported = _finished(run, "export"), _finished(run, "report")
+    directory = directory.resolve()
+    _refuse_foreign(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.partial")
+    try:
+        _copy(run, exported, reported, partial)
+        _swap(partial, directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    summary: dict[str, Any] = json.loads((directory / "summary.json").read_bytes())
+    return summary
+
+
+def _finished(run: Run, stage: str) -> Manifest:
+    manifests = run.manifests(Node(stage))
+    if manifests is None:
+        raise BadInput(f"{run.uri}: is not finished, so it has no {stage}; go on with `rpl run`, then fetch again.")
+    return manifests[0]
+
+
+def _refuse_foreign(directory: Path) -> None:
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise BadInput(f"{directory}: is a file; name a new folder for the results.")
+    foreign = sorted(entry.name for entry in directory.iterdir() if entry.name not in ENTRIES)
+    if foreign:
+        raise BadInput(f"{directory}: holds {foreign[0]}, which is no result of a run; name a new or empty folder.")
+
+
+def _copy(run: Run, exported: Manifest, reported: Manifest, target: Path) -> None:
+    images = target / "export" / "images"
+    images.mkdir(parents=True)
+    (target / "report").mkdir()
+    shutil.copyfile(run.local(reported.files["summary.json"]), target / "summary.json")
+    shutil.copyfile(run.local(reported.files["index.html"]), target / "report" / "index.html")
+    for name, file in exported.files.items():
+        if name != "images.tar":  # its pictures are copied one by one, as the JSON names them
+            shutil.copyfile(run.local(file), target / "export" / name)
+    for key, files in read_tar(run.local(exported.files["images.tar"])):
+        (images / f"{key}.jpg").write_bytes(files["jpg"])
+
+
+def _swap(new: Path, directory: Path) -> None:
+    """Put `new` in the place of `directory`. Two renames; killed between them, the old copy stays under `.old`."""
+    old = directory.with_name(f".{directory.name}.old")
+    if directory.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        directory.rename(old)
+    new.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
