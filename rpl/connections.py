@@ -66,6 +66,7 @@ _FORBIDDEN = tuple(
 _PUBLIC_IPV6 = ipaddress.IPv6Network("2000::/3")
 """All that is assigned for the public. Mapped, NAT64, unique-local, link-local and multicast addresses lie outside."""
 
+_PORTS = (80, 443)
 _HEADER_BYTES = 256 * 1024
 """Beside the body's own bytes: status line, headers, chunk sizes."""
 _LOOKUP_LIFE_S = 300.0
@@ -100,7 +101,7 @@ class Dialer:
     """
 
     def __init__(self, resolve: Mapping[str, str] = {}, *, lookup: Lookup = socket.getaddrinfo) -> None:
-        self.pins = {host.lower().rstrip("."): _pin(host, place) for host, place in resolve.items()}
+        self._pins = {host.lower().rstrip("."): _pin(host, place) for host, place in resolve.items()}
         self._lookup = lookup
         self._known: dict[str, tuple[float, concurrent.futures.Future[list[str]]]] = {}
         self._lock = threading.Lock()
@@ -109,15 +110,18 @@ class Dialer:
         """A connected socket.
 
         Raises:
-            Refused: private_address (any address of the host is not public), unknown_host, no_connection, timed_out.
+            Refused: private_address (any address of the host is not public), forbidden_port (another than 80, 443 and
+                the pin's own), unknown_host, no_connection, timed_out.
         """
-        pin = self.pins.get(host.lower().rstrip("."))
+        pin = self._pins.get(host.lower().rstrip("."))
+        addresses = [pin[0]] if pin else self._addresses(host, guard)
+        for address in addresses:
+            if pin is None and is_forbidden(address):
+                raise Refused(Reason.PRIVATE_ADDRESS, f"{host} is {address}")
+        if port not in _PORTS and (pin is None or port != pin[1]):
+            raise Refused(Reason.FORBIDDEN_PORT, f"{host}: port {port}")
         if pin is not None:
             return _connect(*pin, guard.remaining_s())
-        addresses = self._addresses(host, guard)
-        for address in addresses:
-            if is_forbidden(address):
-                raise Refused(Reason.PRIVATE_ADDRESS, f"{host} is {address}")
         for number, address in enumerate(addresses):
             try:
                 # The last address may take all the time that is left, one before it a share.

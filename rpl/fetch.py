@@ -127,7 +127,6 @@ class Fetcher:
 
     def _hop(self, address: WebAddress, guard: Guard) -> Fetched | WebAddress:
         """One request: a whole answer, or where it redirects to."""
-        self._check_port(address)
         with self._slots.taken(address.host, guard), _translated():
             guard.new_answer()
             pool = self._pools.connection_from_host(address.host, address.port, address.scheme)
@@ -140,11 +139,6 @@ class Fetcher:
                 return self._read(response, address)
             finally:
                 _let_go(response)
-
-    def _check_port(self, address: WebAddress) -> None:
-        pin = self._dialer.pins.get(address.host.rstrip("."))
-        if address.port not in _PORTS.values() and (pin is None or address.port != pin[1]):
-            raise Refused(Reason.FORBIDDEN_PORT, f"{address.host}: port {address.port}")
 
     def _read(self, response: urllib3.HTTPResponse, address: WebAddress) -> Fetched | WebAddress:
         if opted_out(response.headers.getlist("X-Robots-Tag"), self._agent, self._settings.opt_out):

@@ -2,9 +2,10 @@
 
     python -m rpl.demo.server FOLDER --port 8000        FOLDER holds routes.json and the files it names
 
-`routes.json` is {URL: {"kind": KIND, "file": PATH, "to": URL}}: KIND is a key of `KINDS`, "file" counts from FOLDER,
-"to" is a redirect's target. The Host header and the path pick the route, so one port serves every host of the table.
-Knows nothing of pools or categories. Requests are counted by kind and remembered, for tests to compare.
+`routes.json` is {URL: {"kind": KIND, "file": PATH, "location": URL}}: KIND is a key of `KINDS`, "file" counts from
+FOLDER, "location" is a redirect's target; a kind reads what it needs of them. The Host header and the path pick the
+route, so one port serves every host of the table. Knows nothing of pools or categories. Requests are counted by kind
+and remembered, for tests to compare.
 """
 
 from __future__ import annotations
@@ -15,27 +16,21 @@ import mimetypes
 import signal
 import socket
 import socketserver
-import struct
 import sys
 import threading
-import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-PRIVATE_TARGET = "http://169.254.169.254/latest/meta-data/"
-"""Where clouds keep their credentials: what a redirect to a private address is after."""
-BOMB_SIDE = 30_000
 _HANG_S = 120.0
 _REMEMBERED = 20_000
-_PAGE = b"<!doctype html><html><head><title>Sorry</title></head><body>This picture has moved.</body></html>"
+_PAGE = b"<!doctype html><title>Sorry</title>Something is wrong here."
 
-Route = Mapping[str, str]
+Route = Mapping[str, Any]
 
 
 class Request(NamedTuple):
@@ -63,7 +58,7 @@ class Exchange:
         self._folder = server.folder
 
     def file(self) -> bytes:
-        return (self._folder / self.route["file"]).read_bytes()
+        return (self._folder / str(self.route["file"])).read_bytes()
 
     @property
     def mime(self) -> str:
@@ -103,11 +98,7 @@ def _flaky(exchange: Exchange) -> None:
 
 
 def _redirect(exchange: Exchange) -> None:
-    exchange.reply(302, b"", {"Location": exchange.route["to"]})
-
-
-def _redirect_private(exchange: Exchange) -> None:
-    exchange.reply(302, b"", {"Location": PRIVATE_TARGET})
+    exchange.reply(302, b"", {"Location": exchange.route["location"]})
 
 
 def _hang(exchange: Exchange) -> None:
@@ -118,14 +109,6 @@ def _hang(exchange: Exchange) -> None:
 def _truncated(exchange: Exchange) -> None:
     data = exchange.file()
     exchange.reply(200, data[: len(data) // 2], {"Content-Type": exchange.mime})
-
-
-def _html(exchange: Exchange) -> None:
-    exchange.reply(200, _PAGE, {"Content-Type": "text/html; charset=utf-8"})
-
-
-def _bomb(exchange: Exchange) -> None:
-    exchange.reply(200, bomb_png(BOMB_SIDE), {"Content-Type": "image/png"})
 
 
 def _wrong_type(exchange: Exchange) -> None:
@@ -141,45 +124,33 @@ KINDS: dict[str, Kind] = {
     "not_found": _not_found,
     "flaky": _flaky,
     "redirect": _redirect,
-    "redirect_private": _redirect_private,
+    "redirect_private": _redirect,
     "hang": _hang,
     "truncated": _truncated,
-    "html": _html,
-    "placeholder": _ok,  # many routes name one file
-    "bomb": _bomb,
+    "html": _ok,  # this and the next two lie in their files alone
+    "placeholder": _ok,
+    "bomb": _ok,
     "wrong_type": _wrong_type,
     "noai": _noai,
 }
-
-
-@lru_cache(maxsize=2)
-def bomb_png(side: int) -> bytes:
-    """A valid black PNG of side x side pixels in about a thousandth of their bytes."""
-    packer = zlib.compressobj(9)
-    row = bytes(1 + (side + 7) // 8)  # filter type 0, then one bit a pixel
-    packed = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
 
 
 class WebServer:
     """Serves a table of routes while it is entered as a context manager.
 
     Args:
+        folder: where the routes' files are, and `routes.json` unless `routes` is given.
         routes: URL → route, http or https (served as plain http all the same: TLS ends before it).
-        folder: where the routes' files are.
         kinds: further kinds, or other ways of known ones.
         port: 0 takes a free one.
     """
 
     def __init__(
-        self, routes: Mapping[str, Route], folder: Path, *, kinds: Mapping[str, Kind] | None = None,
+        self, folder: Path, routes: Mapping[str, Route] | None = None, *, kinds: Mapping[str, Kind] | None = None,
         host: str = "127.0.0.1", port: int = 0,
     ) -> None:  # fmt: skip
+        if routes is None:
+            routes = json.loads((folder / "routes.json").read_text(encoding="utf-8"))
         self.folder = folder
         self.closing = threading.Event()
         self.counts: Counter[str] = Counter()
@@ -195,13 +166,14 @@ class WebServer:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     @property
-    def port(self) -> int:
-        return int(self._server.server_address[1])
+    def address(self) -> str:
+        """"127.0.0.1:PORT", as `runtime.resolve` takes it."""
+        return "{}:{}".format(*self._server.server_address[:2])
 
     @property
     def resolve(self) -> dict[str, str]:
         """`runtime.resolve` for the hosts of the table."""
-        return dict.fromkeys(self._hosts, f"127.0.0.1:{self.port}")
+        return dict.fromkeys(self._hosts, self.address)
 
     @property
     def connections(self) -> int:
@@ -281,11 +253,6 @@ class _Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-def load_routes(folder: Path) -> dict[str, Route]:
-    routes: dict[str, Route] = json.loads((folder / "routes.json").read_text(encoding="utf-8"))
-    return routes
-
-
 def _key(url: str) -> tuple[str, str]:
     """Host and target as a client sends them for `url`: spaces and letters beyond ASCII encoded."""
     parts = urlsplit(url)
@@ -303,8 +270,8 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with WebServer(load_routes(options.folder), options.folder, host=options.host, port=options.port) as server:
-        print(f"serving on http://{options.host}:{server.port}", file=sys.stderr, flush=True)
+    with WebServer(options.folder, host=options.host, port=options.port) as server:
+        print(f"serving on http://{server.address}", file=sys.stderr, flush=True)
         stop.wait()
 
 

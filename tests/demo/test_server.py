@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import io
 import json
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rpl.demo.server import PRIVATE_TARGET, WebServer, bomb_png, load_routes
+from rpl.demo.server import WebServer
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def get(server: WebServer, host: str, target: str) -> http.client.HTTPResponse:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+    connection = http.client.HTTPConnection(server.address, timeout=5)
     connection.request("GET", target, headers={"Host": host})
     response = connection.getresponse()
     response.body = response.read()  # type: ignore[attr-defined]
@@ -34,49 +33,39 @@ def get(server: WebServer, host: str, target: str) -> http.client.HTTPResponse:
 
 
 def test_each_kind_answers_as_its_name_says(folder: Path) -> None:
-    kinds = ("ok", "not_found", "flaky", "redirect", "redirect_private", "truncated", "html", "wrong_type", "noai")
-    routes = {f"http://one.test/{kind}.jpg": {"kind": kind, "file": "a.jpg", "to": "http://b/"} for kind in kinds}
+    kinds = ("ok", "not_found", "flaky", "redirect", "redirect_private", "truncated", "wrong_type", "noai")
+    routes = {f"http://one.test/{kind}.jpg": {"kind": kind, "file": "a.jpg", "location": "http://b/"} for kind in kinds}
     picture = (folder / "a.jpg").read_bytes()
-    with WebServer(routes, folder) as server:
+    with WebServer(folder, routes) as server:
         answers = {kind: get(server, "one.test", f"/{kind}.jpg") for kind in kinds}
         again = get(server, "one.test", "/flaky.jpg")
         assert get(server, "two.test", "/ok.jpg").status == 404
         assert server.counts == {**dict.fromkeys(kinds, 1), "flaky": 2, "unknown": 1}
-        assert server.resolve == {"one.test": f"127.0.0.1:{server.port}"}
+        assert server.resolve == {"one.test": server.address}
         assert [request.number for request in server.requests if request.target == "/flaky.jpg"] == [1, 2]
     statuses = {kind: answer.status for kind, answer in answers.items()}
     assert statuses == {
         "ok": 200, "not_found": 404, "flaky": 500, "redirect": 302, "redirect_private": 302, "truncated": 200,
-        "html": 200, "wrong_type": 200, "noai": 200,
+        "wrong_type": 200, "noai": 200,
     }  # fmt: skip
     assert answers["ok"].body == again.body == answers["noai"].body == answers["wrong_type"].body == picture
     assert answers["ok"].headers["Content-Type"] == "image/jpeg"
     assert answers["wrong_type"].headers["Content-Type"] == "text/plain"
     assert answers["truncated"].body == picture[: len(picture) // 2]
-    assert answers["html"].body.startswith(b"<!doctype html>")
-    assert answers["redirect"].headers["Location"] == "http://b/"
-    assert answers["redirect_private"].headers["Location"] == PRIVATE_TARGET
+    assert answers["redirect"].headers["Location"] == answers["redirect_private"].headers["Location"] == "http://b/"
     assert answers["noai"].headers["X-Robots-Tag"] == "noai"
 
 
 def test_a_route_may_have_spaces_and_umlauts_and_a_query(folder: Path) -> None:
     routes = {"http://bücher.test/ein Bild ä.jpg?a=1": {"kind": "ok", "file": "a.jpg"}}
-    with WebServer(routes, folder) as server:
+    with WebServer(folder, routes) as server:
         assert get(server, "xn--bcher-kva.test", "/ein%20Bild%20%C3%A4.jpg?a=1").status == 200
         assert list(server.resolve) == ["xn--bcher-kva.test"]
 
 
-def test_the_bomb_is_a_real_picture_of_few_bytes() -> None:
-    data = bomb_png(2000)
-    with Image.open(io.BytesIO(data)) as image:
-        assert image.size == (2000, 2000)
-        image.load()
-    assert len(data) < 2000 * 2000 / 1000
-
-
 def test_a_hanging_answer_does_not_hold_up_the_shutdown(folder: Path) -> None:
-    with WebServer({"http://one.test/h.jpg": {"kind": "hang"}}, folder) as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    with WebServer(folder, {"http://one.test/h.jpg": {"kind": "hang"}}) as server:
+        connection = http.client.HTTPConnection(server.address, timeout=20)
         connection.request("GET", "/h.jpg", headers={"Host": "one.test"})
         while not server.counts["hang"]:
             time.sleep(0.01)
@@ -88,17 +77,17 @@ def test_a_hanging_answer_does_not_hold_up_the_shutdown(folder: Path) -> None:
 
 
 def test_it_serves_more_than_500_requests_a_second(folder: Path) -> None:
-    def fetch_many(port: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    def fetch_many(address: str) -> None:
+        connection = http.client.HTTPConnection(address, timeout=5)
         for _ in range(100):
             connection.request("GET", "/a.jpg", headers={"Host": "one.test"})
             assert connection.getresponse().read()
         connection.close()
 
-    with WebServer({"http://one.test/a.jpg": {"kind": "ok", "file": "a.jpg"}}, folder) as server:
+    with WebServer(folder, {"http://one.test/a.jpg": {"kind": "ok", "file": "a.jpg"}}) as server:
         best = 0.0
         for _ in range(3):  # the best of three: the machine may be busy with other work
-            threads = [threading.Thread(target=fetch_many, args=(server.port,)) for _ in range(4)]
+            threads = [threading.Thread(target=fetch_many, args=(server.address,)) for _ in range(4)]
             started = time.monotonic()
             for thread in threads:
                 thread.start()
@@ -111,7 +100,6 @@ def test_it_serves_more_than_500_requests_a_second(folder: Path) -> None:
 
 def test_as_a_program_it_serves_a_folder_until_sigterm(folder: Path) -> None:
     (folder / "routes.json").write_text(json.dumps({"http://one.test/a.jpg": {"kind": "ok", "file": "a.jpg"}}))
-    assert load_routes(folder) == {"http://one.test/a.jpg": {"kind": "ok", "file": "a.jpg"}}
     command = [sys.executable, "-m", "rpl.demo.server", str(folder), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
