@@ -49,12 +49,9 @@ def open_uri(uri: str) -> BinaryIO:
 
 def stat_uri(uri: str) -> list[ObjectInfo]:
     """What is at `uri`: one object (its path is its name), or all inside a folder or prefix, sorted; else nothing."""
-    if not uri.endswith("/") and uri.count("/") > _slashes_of_root(uri):
-        store, name = _parent(uri)
-        found = store.stat(name)
-        if found is not None:
-            return [found]
-    return list(open_store(uri).list())
+    store, name = _parent(uri)
+    found = store.stat(name) if name else None
+    return [found] if found is not None else list(open_store(uri).list())
 
 
 def local_copy(uri: str, folder: Path) -> Path:
@@ -97,20 +94,16 @@ def _local_path(uri: str) -> Path | None:
 
 def _split_s3(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}", bucket):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}", bucket):
         raise BadInput(f"{uri!r} names no bucket; write s3://BUCKET/PREFIX, the bucket in letters, digits and hyphens.")
     return bucket, key
 
 
-def _slashes_of_root(uri: str) -> int:
-    return 2 if "://" in uri else 0
-
-
 def _parent(uri: str) -> tuple[Store, str]:
-    """The store around one object and the object's name in it."""
+    """The store around one object and the object's name in it; "" where `uri` can only be a folder or a bucket."""
     path = _local_path(uri)
     if path is not None:
-        return FileStore(path.parent, str(path.parent)), path.name
+        return FileStore(path.parent, str(path.parent)), "" if path.name == ".." else path.name
     bucket, key = _split_s3(uri)
     prefix, _, name = key.rpartition("/")
     return open_store(f"s3://{bucket}/{prefix}"), name

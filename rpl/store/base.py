@@ -5,7 +5,7 @@ Knows nothing of any backend. A path is relative to the store's URI, with "/" be
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
@@ -76,6 +76,12 @@ class Store(Protocol):
 
     def delete(self, paths: Iterable[str]) -> None:
         """Delete objects. Absent ones are passed over."""
+
+    def discard_unfinished(self, older_than_s: float) -> Sequence[str]:
+        """Remove what killed writers left half-written, unseen by readers, longer ago than that; what was removed.
+
+        A write still under way counts from its last sign of life; choose an age beyond the longest one.
+        """
 
     def local(self, path: str) -> Path | None:
         """The object's place in the local file system, whether or not it is there; None in a store that has none."""

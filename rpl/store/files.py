@@ -11,13 +11,19 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from rpl.errors import BadInput, TryAgain
 from rpl.store.base import TEMPORARY, ObjectInfo, check_path, check_prefix
+
+Fill = Callable[[BinaryIO], object]
+"""Writes an object's bytes to a stream."""
+Place = Callable[[Path, Path], bool]
+"""Puts a finished temporary file at an object's place; whether it did."""
 
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -31,17 +37,17 @@ class FileStore:
 
     def stat(self, path: str) -> ObjectInfo | None:
         file = self.local(path)
-        with _explained(file):
+        with explained_file(file):
             return _info(file, path)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         check_prefix(prefix, self.uri)
         top = self._root / prefix.rpartition("/")[0]
         found = []
-        with _explained(top):
+        with explained_file(top):
             for file in _files_below(top):
                 path = file.relative_to(self._root).as_posix()
-                info = _info(file, path) if path.startswith(prefix) else None
+                info = _info(file, path) if path.startswith(prefix) and not _is_temporary(file) else None
                 if info is not None:  # None: deleted since the folder was read
                     found.append(info)
         # A walk yields a folder's files together; "a-b" sorts before "a/c" all the same.
@@ -49,49 +55,61 @@ class FileStore:
 
     def read(self, path: str) -> bytes:
         file = self.local(path)
-        with _explained(file):
+        with explained_file(file):
             return file.read_bytes()
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         file = self.local(path)
-        with _explained(file), file.open("rb") as stream:
+        with explained_file(file), file.open("rb") as stream:
             stream.seek(start)
             return stream.read(length)
 
     def open(self, path: str) -> BinaryIO:
         file = self.local(path)
-        with _explained(file):
+        with explained_file(file):
             return file.open("rb")
 
     def write(self, path: str, data: bytes) -> None:
-        self._put(path, lambda stream: _write(stream, data), _replace)
+        self._put(path, lambda stream: stream.write(data))
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         if self.stat(path) is not None:
             return False
-        return self._put(path, lambda stream: _write(stream, data), _link)
+        return self._put(path, lambda stream: stream.write(data), _link)
 
     def upload(self, path: str, file: Path) -> None:
-        self._put(path, lambda stream: _copy(file, stream), _replace)
+        self._put(path, lambda stream: _copy(file, stream))
 
     def download(self, path: str, file: Path) -> None:
         source = self.local(path)
-        with _explained(source), source.open("rb") as stream:
-            write_atomically(file, lambda target: shutil.copyfileobj(stream, target, 1 << 20), _replace)
+        with explained_file(source), source.open("rb") as stream:
+            write_atomically(file, lambda target: shutil.copyfileobj(stream, target, 1 << 20))
 
     def delete(self, paths: Iterable[str]) -> None:
         for path in paths:
             file = self.local(path)
-            with _explained(file):
+            with explained_file(file):
                 file.unlink(missing_ok=True)
                 self._remove_empty_folders(file.parent)
+
+    def discard_unfinished(self, older_than_s: float) -> Sequence[str]:
+        limit = time.time() - older_than_s
+        removed = []
+        with explained_file(self._root):
+            for file in _files_below(self._root):
+                info = _info(file, file.relative_to(self._root).as_posix()) if _is_temporary(file) else None
+                if info is not None and info.modified < limit:
+                    file.unlink(missing_ok=True)
+                    self._remove_empty_folders(file.parent)
+                    removed.append(info.path)
+        return sorted(removed)
 
     def local(self, path: str) -> Path:
         return self._root / check_path(path, self.uri)
 
-    def _put(self, path: str, fill: Callable[[BinaryIO], object], place: Callable[[Path, Path], bool]) -> bool:
+    def _put(self, path: str, fill: Fill, place: Place | None = None) -> bool:
         file = self.local(path)
-        with _explained(file):
+        with explained_file(file):
             return write_atomically(file, fill, place)
 
     def _remove_empty_folders(self, folder: Path) -> None:
@@ -104,15 +122,19 @@ class FileStore:
             folder = folder.parent
 
 
-def write_atomically(file: Path, fill: Callable[[BinaryIO], object], place: Callable[[Path, Path], bool]) -> bool:
-    """Let `fill` write a temporary file beside `file`, flush it to the disk, then `place(temporary, file)`."""
+def write_atomically(file: Path, fill: Fill, place: Place | None = None) -> bool:
+    """Let `fill` write a temporary file beside `file`, flush it to the disk, then rename it or `place` it otherwise.
+
+    Returns:
+        Whether it was placed; a rename always is.
+    """
     temporary = file.with_name(TEMPORARY + secrets.token_hex(8))
     try:
         with _open_new(temporary) as stream:
             fill(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        placed = place(temporary, file)
+        placed = (place or _replace)(temporary, file)
         _sync_folder(file.parent)
         return placed
     finally:
@@ -174,10 +196,6 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write(stream: BinaryIO, data: bytes) -> None:
-    stream.write(data)
-
-
 def _copy(file: Path, stream: BinaryIO) -> None:
     with file.open("rb") as source:
         shutil.copyfileobj(source, stream, 1 << 20)
@@ -190,8 +208,11 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
     for parent, _, names in os.walk(folder, onerror=complain):
         for name in names:
-            if not name.startswith(TEMPORARY):
-                yield Path(parent, name)
+            yield Path(parent, name)
+
+
+def _is_temporary(file: Path) -> bool:
+    return file.name.startswith(TEMPORARY)
 
 
 def _info(file: Path, path: str) -> ObjectInfo | None:
@@ -205,15 +226,16 @@ def _info(file: Path, path: str) -> ObjectInfo | None:
 
 
 @contextmanager
-def _explained(file: Path) -> Iterator[None]:
+def explained_file(file: Path) -> Iterator[None]:
     """Turn the operating system's refusals about `file` into sentences."""
     try:
         yield
-    except (FileNotFoundError, IsADirectoryError) as error:
-        name = error.filename or file
-        raise BadInput(f"{name}: is not there or is a folder; correct the path.") from error
+    except FileNotFoundError as error:
+        raise BadInput(f"{file}: does not exist; correct the path.") from error
+    except IsADirectoryError as error:
+        raise BadInput(f"{file}: is a folder, not a file; correct the path.") from error
     except (FileExistsError, NotADirectoryError) as error:
-        raise BadInput(f"{file}: a file stands where a folder of that name is needed; remove it.") from error
+        raise BadInput(f"{file}: a part of this path is a file, not a folder; correct the path.") from error
     except OSError as error:
         name = error.filename or file
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -7,30 +7,29 @@ id, and whatever leaves its outcome open (412 after a retry, 5xx, a time-out) is
 from __future__ import annotations
 
 import io
-import os
 import secrets
-import threading
+import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from boto3.s3.transfer import TransferConfig
 from botocore import exceptions as aws
 
 from rpl.errors import BadInput, RplError, TryAgain
-from rpl.store.base import TEMPORARY, ObjectInfo, check_path, check_prefix
+from rpl.store.base import ObjectInfo, check_path, check_prefix
+from rpl.store.files import explained_file, write_atomically
 from rpl.store.s3_client import Clients, clients, explained, http_status, is_transient
 from rpl.store.s3_stream import S3Stream
 
 if TYPE_CHECKING:
-    from mypy_boto3_s3.type_defs import ObjectIdentifierTypeDef
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, ObjectIdentifierTypeDef
 
 PROBES = ".probe"
 _ATTEMPT = "rpl-attempt"
-_TRANSFER = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=32 << 20, max_concurrency=4)
-_PUT_BUDGET_S = 60.0
+_PART_BYTES = 32 << 20
+_PUT_BUDGET_S = 30.0
 _FIRST_WAIT_S = 0.2
 _DELETE_AT_ONCE = 1000  # S3's limit
 
@@ -38,8 +37,6 @@ _known_buckets: set[tuple[str, str]] = set()
 """(endpoint, bucket) that have answered; a plain 404 does not say whether the object or its bucket is absent."""
 _known_conditional: set[tuple[str, str]] = set()
 """(endpoint, bucket) that have proved to honour If-None-Match."""
-_probing = threading.Lock()
-os.register_at_fork(after_in_child=lambda: globals().update(_probing=threading.Lock()))
 
 
 class S3Store:
@@ -92,23 +89,23 @@ class S3Store:
             s3.usual.put_object(Bucket=self._bucket, Key=self._key(path), Body=data)
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
+        # Losing a conditional put costs SeaweedFS a second, and a look says plainly what is wrong with keys or bucket.
+        if self.stat(path) is not None:
+            return False
         with self._explained(path) as s3:
             self._require_conditional_puts(s3)
             return self._put_once(s3, self._key(path), data)
 
     def upload(self, path: str, file: Path) -> None:
         with self._explained(path) as s3, file.open("rb") as stream:
-            s3.usual.upload_fileobj(stream, self._bucket, self._key(path), Config=_TRANSFER)
+            if file.stat().st_size <= _PART_BYTES:
+                s3.usual.put_object(Bucket=self._bucket, Key=self._key(path), Body=stream)
+            else:
+                self._upload_parts(s3, self._key(path), stream)
 
     def download(self, path: str, file: Path) -> None:
-        partial = file.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
-        try:
-            with self._explained(path), self.open(path) as stream, partial.open("wb") as target:
-                while block := stream.read(1 << 20):
-                    target.write(block)
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        with explained_file(file), self.open(path) as stream:
+            write_atomically(file, lambda target: shutil.copyfileobj(stream, target, 1 << 20))
 
     def delete(self, paths: Iterable[str]) -> None:
         keys: list[ObjectIdentifierTypeDef] = [{"Key": self._key(path)} for path in paths]
@@ -120,6 +117,19 @@ class S3Store:
                     if failure.get("Code") != "NoSuchKey":
                         raise _failed_delete(self._bucket, failure.get("Key", ""), failure.get("Code", ""))
 
+    def discard_unfinished(self, older_than_s: float) -> Sequence[str]:
+        limit = time.time() - older_than_s
+        removed = []
+        with self._explained("") as s3:
+            pages = s3.usual.get_paginator("list_multipart_uploads")
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
+                for upload in page.get("Uploads", []):
+                    if upload["Initiated"].timestamp() < limit:
+                        key, name = upload["Key"], upload["UploadId"]
+                        s3.usual.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=name)
+                        removed.append(key.removeprefix(self._prefix))
+        return sorted(removed)
+
     def local(self, path: str) -> Path | None:
         check_path(path, self.uri)
         return None
@@ -129,8 +139,9 @@ class S3Store:
 
     @contextmanager
     def _explained(self, path: str) -> Iterator[Clients]:
-        s3 = clients()
-        with explained(f"{self.uri}/{path}".rstrip("/"), s3.endpoint):
+        uri = f"{self.uri}/{path}".rstrip("/")
+        s3 = clients(uri)
+        with explained(uri, s3.endpoint):
             yield s3
 
     def _stream(self, path: str, start: int, end: int | None) -> BinaryIO:
@@ -153,6 +164,31 @@ class S3Store:
         if status != 404:
             raise error
         _known_buckets.add((s3.endpoint, self._bucket))
+
+    def _upload_parts(self, s3: Clients, key: str, stream: BinaryIO) -> None:
+        """Multipart upload in this thread, so that SIGTERM stops it at once; boto3's own waits for its threads."""
+        attempt = secrets.token_hex(16)
+        upload = s3.usual.create_multipart_upload(Bucket=self._bucket, Key=key, Metadata={_ATTEMPT: attempt})[
+            "UploadId"
+        ]
+        parts: list[CompletedPartTypeDef] = []
+        try:
+            while block := stream.read(_PART_BYTES):
+                number = len(parts) + 1
+                answer = s3.usual.upload_part(
+                    Bucket=self._bucket, Key=key, UploadId=upload, PartNumber=number, Body=block
+                )
+                parts.append({"ETag": answer["ETag"], "PartNumber": number})
+            s3.usual.complete_multipart_upload(
+                Bucket=self._bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}
+            )
+        except BaseException as error:
+            # The answer to a completion may be lost: a repeated one finds no such upload, and all is well.
+            if isinstance(error, aws.ClientError | aws.BotoCoreError) and self._attempt_at(s3, key) == attempt:
+                return
+            with suppress(aws.ClientError, aws.BotoCoreError):
+                s3.once.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload)
+            raise
 
     def _put_once(self, s3: Clients, key: str, data: bytes) -> bool:
         """Put `data` at `key` if that is absent; whether this call's put is what is there."""
@@ -196,20 +232,19 @@ class S3Store:
 
     def _require_conditional_puts(self, s3: Clients) -> None:
         """Some servers ignore If-None-Match and overwrite: find out once per process and bucket. AWS honours it."""
-        with _probing:
-            if s3.is_aws or (s3.endpoint, self._bucket) in _known_conditional:
-                return
-            key = f"{self._prefix}{PROBES}/{secrets.token_hex(8)}"
-            try:
-                first, second = self._put_once(s3, key, b""), self._put_once(s3, key, b"")
-            finally:
-                s3.usual.delete_object(Bucket=self._bucket, Key=key)
-            if not first or second:
-                raise BadInput(
-                    f"s3://{self._bucket}: {s3.endpoint} overwrites objects although it is asked not to "
-                    "(If-None-Match: *); use a server that honours conditional puts, or a file:// folder."
-                )
-            _known_conditional.add((s3.endpoint, self._bucket))
+        if s3.is_aws or (s3.endpoint, self._bucket) in _known_conditional:
+            return
+        key = f"{self._prefix}{PROBES}/{secrets.token_hex(8)}"  # its own: threads and processes probe at once
+        try:
+            first, second = self._put_once(s3, key, b""), self._put_once(s3, key, b"")
+        finally:
+            s3.usual.delete_object(Bucket=self._bucket, Key=key)
+        if not first or second:
+            raise BadInput(
+                f"s3://{self._bucket}: {s3.endpoint} overwrites objects although it is asked not to "
+                "(If-None-Match: *); use a server that honours conditional puts, or a file:// folder."
+            )
+        _known_conditional.add((s3.endpoint, self._bucket))
 
 
 def _failed_delete(bucket: str, key: str, code: str) -> RplError:
@@ -217,5 +252,3 @@ def _failed_delete(bucket: str, key: str, code: str) -> RplError:
     if code in ("AccessDenied", "MethodNotAllowed"):
         return BadInput(f"{uri}: these keys are not allowed to delete it; give them delete on the bucket.")
     return TryAgain(f"{uri}: was not deleted ({code}); try again.")
-
-

@@ -6,7 +6,6 @@ AWS_PROFILE, keys, ...).
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -39,8 +38,8 @@ class Clients(NamedTuple):
 
 _clients: dict[tuple[str | None, ...], Clients] = {}
 _lock = threading.Lock()
-# A process forked while another thread makes clients would inherit a lock that nobody releases.
-os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock()))
+# A process forked while another thread holds the lock would inherit one that nobody releases.
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 _SETTINGS = (
     "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_CONFIG_FILE",
@@ -48,7 +47,7 @@ _SETTINGS = (
 )  # fmt: skip
 
 
-def clients() -> Clients:
+def clients(uri: str) -> Clients:
     """The clients for today's environment. Safe in threads; one pair per process, since sockets outlive no fork.
 
     Raises:
@@ -57,8 +56,10 @@ def clients() -> Clients:
     key = (str(os.getpid()), *(os.environ.get(name) for name in _SETTINGS))
     with _lock:
         if key not in _clients:
-            with explained("s3://", os.environ.get("AWS_ENDPOINT_URL", "AWS")):
+            try:
                 _clients[key] = _make()
+            except (aws.BotoCoreError, ValueError) as error:
+                raise _bad_settings(uri, error) from error
         return _clients[key]
 
 
@@ -136,13 +137,15 @@ def explained(uri: str, endpoint: str) -> Iterator[None]:
             f"{uri}: {endpoint} does not answer ({type(error).__name__}); "
             "check AWS_ENDPOINT_URL and that the server runs, then try again."
         ) from error
-    except (aws.BotoCoreError, ValueError) as error:
-        raise BadInput(f"{uri}: the S3 settings cannot be used: {str(error).rstrip('.')}; correct them.") from error
-    except OSError as error:
-        name = error.filename or uri
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TryAgain(f"{name}: the disk is full; free space, then run it again.") from error
-        raise
+    except aws.FlexibleChecksumError as error:
+        raise TryAgain(f"{uri}: arrived with other bytes than {endpoint} has; try again.") from error
+    except aws.BotoCoreError as error:
+        raise _bad_settings(uri, error) from error
+
+
+def _bad_settings(uri: str, error: Exception) -> BadInput:
+    words = " ".join(str(error).split()).rstrip(".")
+    return BadInput(f"{uri}: the S3 settings cannot be used ({words}); correct them.")
 
 
 def client_error(error: aws.ClientError, uri: str, endpoint: str) -> RplError:
