@@ -15,6 +15,7 @@ import pytest
 
 from rpl.config import dump_config
 from rpl.demo.run import demo_config
+from rpl.demo.s3 import S3Server
 from rpl.demo.server import WebServer
 from rpl.demo.world import HOSTS, TINY, build_world
 from rpl.local import walk
@@ -48,8 +49,9 @@ def without_seconds(value: object) -> object:
 @pytest.mark.slow
 @pytest.mark.timeout(420)
 def test_a_run_killed_twenty_times_ends_like_one_that_was_left_alone(
-    tmp_path: Path, s3_uri: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    s3_uri = f"s3://{s3.bucket}/killed"
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1764000000")  # the only time in any output is fetched_at
     world = tmp_path / "world"
     build_world(world, seed=0, scale=TINY)
