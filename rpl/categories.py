@@ -66,7 +66,8 @@ def read_categories(file: str | None, base: str | None, annotated: Sequence[Cate
             category that the annotations do not know (it could never have a training crop).
     """
     if file is None:
-        categories, origin, has_splits = list(annotated), source, False
+        # by id, so that the order of the JSON is nothing
+        categories, origin, has_splits = sorted(annotated, key=lambda category: category.id), source, False
     else:
         records = _read_records(file)
         categories, origin = _checked(records, file), file
