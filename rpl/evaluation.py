@@ -69,9 +69,7 @@ def retrieval_precision(
     return sum(known) / len(known) if known else None
 
 
-def purity(
-    category_names: Sequence[str], urls: Sequence[str], truth: Mapping[str, str | None]
-) -> float | None:
+def purity(category_names: Sequence[str], urls: Sequence[str], truth: Mapping[str, str | None]) -> float | None:
     """Share of kept pictures that show their category: `retrieval_precision` of what curation let through."""
     return retrieval_precision(category_names, urls, truth)
 

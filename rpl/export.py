@@ -39,9 +39,7 @@ class KeptPicture:
 
 def kept_pictures(sourced: Path) -> list[KeptPicture]:
     """The rows of a curated record (`sourced.parquet`) that were kept, by category and rank."""
-    table = pq.read_table(
-        sourced, columns=["category", "rank", "key", "url"], filters=[("status", "=", "kept")]
-    )
+    table = pq.read_table(sourced, columns=["category", "rank", "key", "url"], filters=[("status", "=", "kept")])
     return sorted(
         (KeptPicture(**row) for row in table.to_pylist()), key=lambda picture: (picture.category, picture.rank)
     )

@@ -100,9 +100,7 @@ def _sourcing(rng: random.Random, categories: int, target: int) -> Sourcing:
     )
 
 
-def _sheet(
-    rng: random.Random, row: int, split: Split, pictures: int, thumbnails: Sequence[bytes]
-) -> CategorySheet:
+def _sheet(rng: random.Random, row: int, split: Split, pictures: int, thumbnails: Sequence[bytes]) -> CategorySheet:
     name = NAMES[row % len(NAMES)] + ("" if row < len(NAMES) else f" {row // len(NAMES) + 1}")
     target = 60 if split == "novel" else 40
     kept = min(target, int(target * rng.uniform(0.1, 1.6)))

@@ -146,9 +146,7 @@ def _sourcing(inputs: Inputs, local: Local, edges: Iterable[str], number: Round)
     record = pq.read_table(local(curated, "sourced.parquet"), columns=["status", "reason", "url"])
     statuses = Counter(record["status"].to_pylist())
     # A URL that was a candidate of two categories was fetched once, so it counts once.
-    refused = {
-        (row["reason"], row["url"]) for row in record.to_pylist() if row["status"] in ("refused", "failed")
-    }
+    refused = {(row["reason"], row["url"]) for row in record.to_pylist() if row["status"] in ("refused", "failed")}
     reasons = Counter(reason for reason, _ in refused)
     return Sourcing(
         kept=curated.facts["kept"],

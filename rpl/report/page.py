@@ -80,26 +80,30 @@ def render(data: ReportData) -> str:
     """The page."""
     files = resources.files("rpl.report") / "templates"
     passes = _passes(data)
-    return _environment().get_template("page.html").render(
-        data=data,
-        version=__version__,
-        style=Markup((files / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
-        headline=headline(data),
-        figures=key_figures(data),
-        accuracy_charts=accuracy_charts(data),
-        curves=learning_curves(data.rounds),
-        passes=passes,
-        refusals=refusal_groups([p.sourcing.refusals for p in passes]),
-        yields=[(split, _worst_first(data.sheets_of(split))) for split in reversed(SPLITS)],
-        clocks=[title for title, _ in _clocks(data)],
-        time_rows=time_rows([spent for _, spent in _clocks(data)]),
-        attribution=[paragraph for paragraph in re.split(r"\n\s*\n", data.attribution.strip()) if paragraph],
-        statuses=STATUSES,
-        status_titles=STATUS_TITLES,
-        file_notes=FILE_NOTES,
-        encoder=encoder_facts(data.encoder),
-        fetch_command=shlex.join(["rpl", "fetch", data.uri, "results"]),
-        bars_shown=BARS_SHOWN,
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            data=data,
+            version=__version__,
+            style=Markup((files / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
+            headline=headline(data),
+            figures=key_figures(data),
+            accuracy_charts=accuracy_charts(data),
+            curves=learning_curves(data.rounds),
+            passes=passes,
+            refusals=refusal_groups([p.sourcing.refusals for p in passes]),
+            yields=[(split, _worst_first(data.sheets_of(split))) for split in reversed(SPLITS)],
+            clocks=[title for title, _ in _clocks(data)],
+            time_rows=time_rows([spent for _, spent in _clocks(data)]),
+            attribution=[paragraph for paragraph in re.split(r"\n\s*\n", data.attribution.strip()) if paragraph],
+            statuses=STATUSES,
+            status_titles=STATUS_TITLES,
+            file_notes=FILE_NOTES,
+            encoder=encoder_facts(data.encoder),
+            fetch_command=shlex.join(["rpl", "fetch", data.uri, "results"]),
+            bars_shown=BARS_SHOWN,
+        )
     )
 
 

@@ -22,8 +22,8 @@ from rpl.tars import read_tar
 PER_SHEET: Mapping[Split, int] = {"novel": 12, "base": 6}
 """Pictures on a sheet at most. Novel categories are what a run is for."""
 
-PER_PAGE = 1200
-"""Pictures on all sheets together: about 3.5 MB of thumbnails, 5 MB once in the page."""
+PER_PAGE = 900
+"""Pictures on all sheets together. A photograph takes 6 kB of the page, so that it stays below 6 MB."""
 
 THUMBNAIL_SIDE = 112
 THUMBNAIL_QUALITY = 70
