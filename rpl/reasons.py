@@ -63,6 +63,9 @@ class Reason(str, Enum):
     )  # fmt: skip
 
 
+BY_WORD: dict[str, Reason] = {reason.value: reason for reason in Reason}
+
+
 class Refused(Exception):
     """One picture is not taken; caught per picture, never the end of a stage.
 
