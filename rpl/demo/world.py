@@ -77,7 +77,7 @@ class Scale:
 
 
 FULL = Scale(84, 40, 150, 5, 8, 12, WebPlan(per_category=40, look_alikes=900, off_topic=350, copies=250))
-TINY = Scale(8, 4, 9, 3, 2, 3, WebPlan(per_category=10, look_alikes=16, off_topic=8, copies=6))
+TINY = Scale(8, 4, 9, 4, 2, 3, WebPlan(per_category=10, look_alikes=16, off_topic=8, copies=6))
 
 
 @dataclass(frozen=True)
