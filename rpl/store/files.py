@@ -237,7 +237,7 @@ def explained_file(file: Path) -> Iterator[None]:
     except (FileExistsError, NotADirectoryError) as error:
         raise BadInput(f"{file}: a part of this path is a file, not a folder; correct the path.") from error
     except OSError as error:
-        name = error.filename or file
+        name = file if error.filename is None or TEMPORARY in str(error.filename) else error.filename
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise TryAgain(f"{file}: the disk is full; free space, then run it again.") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP):

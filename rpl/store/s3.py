@@ -20,7 +20,7 @@ from botocore import exceptions as aws
 from rpl.errors import BadInput, RplError, TryAgain
 from rpl.store.base import ObjectInfo, check_path, check_prefix
 from rpl.store.files import explained_file, write_atomically
-from rpl.store.s3_client import Clients, clients, explained, http_status, is_transient
+from rpl.store.s3_client import NOT_ALLOWED, Clients, clients, explained, http_status, is_transient
 from rpl.store.s3_stream import S3Stream
 
 if TYPE_CHECKING:
@@ -249,6 +249,6 @@ class S3Store:
 
 def _failed_delete(bucket: str, key: str, code: str) -> RplError:
     uri = f"s3://{bucket}/{key}"
-    if code in ("AccessDenied", "MethodNotAllowed"):
-        return BadInput(f"{uri}: these keys are not allowed to delete it; give them delete on the bucket.")
+    if code == "AccessDenied":
+        return BadInput(f"{uri}: {NOT_ALLOWED}.")
     return TryAgain(f"{uri}: was not deleted ({code}); try again.")

@@ -98,6 +98,7 @@ def _dialect(custom: bool) -> dict[str, Any]:
     }
 
 
+NOT_ALLOWED = "these keys are not allowed to do that; give them read, write, list and delete on the bucket"
 _KEYS = "correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile"
 _BAD_KEYS = {
     "InvalidAccessKeyId": f"the server does not know this key id; {_KEYS}",
@@ -105,7 +106,7 @@ _BAD_KEYS = {
     "InvalidToken": "the session token is not valid; set fresh keys",
     "ExpiredToken": "the session token has expired; set fresh keys",
     "RequestTimeTooSkewed": "this machine's clock differs too much from the server's; set the clock",
-    "AccessDenied": "these keys are not allowed to do that; give them read, write, list and delete on the bucket",
+    "AccessDenied": NOT_ALLOWED,
     "AllAccessDisabled": "the bucket is closed; choose another",
 }
 _NO_KEYS = (
