@@ -45,7 +45,7 @@ def report_data(
         encoder={"model": "tiny-clip", "pretrained": "clip.safetensors", "digest": "3f2a" * 16, "dim": 256},
         prompts_digest="9c0d" * 16,
         best_round=rounds,
-        data=DataCounts(base, novel, 4120, 1730, {"too_small": 12, "no_area": 0}, 6400, 256, "exact"),
+        data=DataCounts(base, novel, 4120, 1730, {"small": 12, "not_drawn": 830}, 1, 6400, 256, "exact"),
         rounds=tuple(_round(rng, number, base) for number in range(1, rounds + 1)),
         novel=_sourcing(rng, novel, 60),
         sheets=sheets,

@@ -106,7 +106,7 @@ def _crop(ctx: Context, measured: bool) -> None:
     ctx.write("categories.json", categories_to_json(CATEGORIES))
     ctx.facts = {
         "categories": 5, "base": 3, "novel": 2, "crops": {"train": 30, "val": 12 if measured else 0},
-        "skipped": {"too_small": 2},
+        "skipped": {"small": 2}, "base_without_crops": 1,
     }  # fmt: skip
 
 

@@ -101,6 +101,7 @@ def test_collect_reads_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert data.rounds[0].accuracy.best_template == "a drawing of a {name}."
     assert [point.passes for point in data.rounds[0].curve] == list(range(2, 22, 2))
     assert (data.data.base, data.data.novel, data.data.train_crops, data.data.pool_rows) == (3, 2, 30, 6000)
+    assert (data.data.base_without_crops, data.data.skipped_boxes) == (1, {"small": 2})
     assert data.attribution == ATTRIBUTION
     assert [sheet.name for sheet in data.sheets_of("novel")] == ["bagel", "<script>alert(1)</script>"]
     assert [[p.rank for p in sheet.pictures] for sheet in data.sheets] == [[0, 1, 2]] * 5
@@ -187,6 +188,8 @@ def test_the_page_is_well_formed_and_names_the_figures() -> None:
         "rpl fetch s3://bucket/runs/demo results",
         "CC BY-SA 4.0",
         "max_rounds: 2",
+        "none for 1 base category",
+        "12 too small; 830 beyond the number per category",
         "3f2a3f2a3f2a3f2a…",
     ):
         assert expected in page.text, expected

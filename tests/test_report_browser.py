@@ -80,7 +80,7 @@ Promise.all(WIDTHS_HERE.map(width => new Promise(done => {
 
 def measured(folder: Path, page: str, scheme: str) -> list[dict[str, Any]]:
     """One measurement per width; `scheme` is what the reader's system prefers."""
-    (folder / "page.html").write_text(page.replace('loading="lazy" ', ""))  # off-screen pictures are measured too
+    (folder / "page.html").write_text(page)
     (folder / "measure.html").write_text(MEASURE % json.dumps(WIDTHS))
     assert BROWSER is not None
     command = [

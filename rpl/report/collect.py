@@ -106,6 +106,7 @@ def _data_counts(inputs: Inputs, categories: Sequence[Category]) -> DataCounts:
         train_crops=crops["train"],
         val_crops=crops["val"],
         skipped_boxes=dict(sorted(skipped.items())),
+        base_without_crops=inputs["crops"][0].facts["base_without_crops"],  # every shard knows it of the whole
         pool_rows=pool["rows"],
         pool_dim=pool["dim"],
         pool_index=pool["index"] or "exact",

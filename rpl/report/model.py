@@ -118,6 +118,8 @@ class DataCounts:
     train_crops: int
     val_crops: int
     skipped_boxes: Mapping[str, int]
+    """Boxes that gave no crop, by reason."""
+    base_without_crops: int
     pool_rows: int
     pool_dim: int
     pool_index: str

@@ -41,6 +41,15 @@ STAGE_TITLES: Mapping[str, str] = {
     "curate": "Compared with other pictures",
 }
 
+SKIPPED_BOXES: Mapping[str, str] = {
+    "small": "too small",
+    "sub_pixel": "without a whole pixel",
+    "unlisted": "of categories that are not in the list",
+    "novel": "of novel categories, which learning must not see",
+    "not_drawn": "beyond the number per category",
+    "crowd": "around crowds",
+}
+
 FILE_NOTES: Mapping[str, str] = {
     "category_embeddings.pt": "classifier weights for an open-vocabulary detector: a tensor, one row per category",
     "category_embeddings.npy": "the same for numpy",
@@ -100,6 +109,7 @@ def render(data: ReportData) -> str:
             statuses=STATUSES,
             status_titles=STATUS_TITLES,
             file_notes=FILE_NOTES,
+            skipped_titles=SKIPPED_BOXES,
             encoder=encoder_facts(data.encoder),
             fetch_command=shlex.join(["rpl", "fetch", data.uri, "results"]),
             bars_shown=BARS_SHOWN,

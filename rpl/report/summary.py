@@ -25,6 +25,7 @@ def summarise(data: ReportData) -> dict[str, Any]:
             "novel": data.data.novel,
             "crops": {"train": data.data.train_crops, "val": data.data.val_crops},
             "skipped_boxes": dict(data.data.skipped_boxes),
+            "base_without_crops": data.data.base_without_crops,
             "pool": {"rows": data.data.pool_rows, "dim": data.data.pool_dim, "index": data.data.pool_index},
         },
         "rounds": [
