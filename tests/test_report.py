@@ -15,7 +15,7 @@ from rpl.report import text
 from rpl.report.charts import Dot, Line, apart, dot_chart, line_chart, nice_axis, thin
 from rpl.report.collect import collect, read_attribution
 from rpl.report.model import Accuracy, Picture, ReportData
-from rpl.report.page import headline, linkified, refusal_groups, render
+from rpl.report.page import headline, linkified, paragraphs, refusal_groups, render
 from rpl.report.sheets import choose, read_thumbnails, spread
 from rpl.report.summary import summarise, summary_table
 from rpl.rounds import Node
@@ -277,6 +277,13 @@ def test_refusals_are_grouped_and_sorted_and_unknown_words_survive() -> None:
         ("Compared with other pictures", ((Reason.DUPLICATE.sentence, (1, 0)),)),
         ("Other", (("moon_phase", (0, 3)),)),
     ]
+
+
+def test_attribution_is_paragraphs_of_text_with_links() -> None:
+    assert paragraphs("# Pictures\n\nBy A.\n  \n\nBy B,\nand C. #1\n") == ["Pictures", "By A.", "By B,\nand C. #1"]
+    assert linkified('[A <b>](https://a.test/x) and [B](javascript:x) "') == (
+        '<a href="https://a.test/x" rel="noopener noreferrer">A &lt;b&gt;</a> and [B](javascript:x) &#34;'
+    )
 
 
 def test_attribution_links_only_web_addresses() -> None:

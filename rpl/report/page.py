@@ -61,6 +61,12 @@ FILE_NOTES: Mapping[str, str] = {
 }
 
 
+_ADDRESS = re.compile(
+    r"\[(?P<label>[^\[\]\n]+)\]\((?P<target>https?://[^\s<>()\"']+)\)"
+    r"|(?P<bare>https?://[^\s<>()\[\]\"']*[^\s<>()\[\]\"'.,;:!?])"
+)
+
+
 @dataclass(frozen=True)
 class KeyFigure:
     label: str
@@ -105,7 +111,7 @@ def render(data: ReportData) -> str:
             yields=[(split, _worst_first(data.sheets_of(split))) for split in reversed(SPLITS)],
             clocks=[title for title, _ in _clocks(data)],
             time_rows=time_rows([spent for _, spent in _clocks(data)]),
-            attribution=[paragraph for paragraph in re.split(r"\n\s*\n", data.attribution.strip()) if paragraph],
+            attribution=paragraphs(data.attribution),
             statuses=STATUSES,
             status_titles=STATUS_TITLES,
             file_notes=FILE_NOTES,
@@ -232,14 +238,22 @@ def time_rows(clocks: Sequence[Mapping[str, float]]) -> list[tuple[str, list[flo
     return [*rows, ("all", [*totals, sum(totals)])]
 
 
+def paragraphs(markdown: str) -> list[str]:
+    """What blank lines separate, without the marks of headings."""
+    return [re.sub(r"^#+ ", "", part.strip(), flags=re.M) for part in re.split(r"\n\s*\n", markdown) if part.strip()]
+
+
 def linkified(paragraph: str) -> Markup:
-    """Plain text with its http(s) addresses as links."""
+    """A paragraph of Markdown as plain text, its http(s) addresses and `[label](address)` as links, nothing else."""
     parts: list[Markup] = []
-    for part in re.split(r"(https?://[^\s<>()\[\]\"']*[^\s<>()\[\]\"'.,;:!?])", paragraph):
-        link = text.web_link(part)
-        anchor = Markup('<a href="{}" rel="noopener noreferrer">{}</a>')
-        parts.append(anchor.format(link, part) if link else escape(part))
-    return Markup("").join(parts)
+    end = 0
+    for found in _ADDRESS.finditer(paragraph):
+        target = text.web_link(found["target"] or found["bare"])
+        if target is not None:
+            anchor = Markup('<a href="{}" rel="noopener noreferrer">{}</a>').format(target, found["label"] or target)
+            parts += [escape(paragraph[end : found.start()]), anchor]
+            end = found.end()
+    return Markup("").join([*parts, escape(paragraph[end:])])
 
 
 def _passes(data: ReportData) -> list[Pass]:
