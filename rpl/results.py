@@ -8,13 +8,14 @@ that `export` and `report` commit, and nothing of what is in them.
 
 from __future__ import annotations
 
+import errno
 import json
 import secrets
 import shutil
 from pathlib import Path
 from typing import Any
 
-from rpl.errors import BadInput
+from rpl.errors import BadInput, RplError, TryAgain
 from rpl.report.summary import summary_table
 from rpl.rounds import Node
 from rpl.stage import Manifest, Run
@@ -30,16 +31,19 @@ def fetch_results(run: Run, directory: Path) -> dict[str, Any]:
     """Copy the results of `run` to `directory`, replacing an earlier copy; the content of summary.json.
 
     Raises:
-        BadInput: the run is not finished, or `directory` holds something else than such a copy.
+        BadInput: the run is not finished, or `directory` cannot be written or holds something else than such a copy.
+        TryAgain: the disk is full. An earlier copy is still there, as after any failure.
     """
     exported, reported = _finished(run, "export"), _finished(run, "report")
     directory = directory.resolve()
     _refuse_foreign(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
     partial = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.partial")
     try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
         _copy(run, exported, reported, partial)
         _swap(partial, directory)
+    except OSError as error:
+        raise _in_a_sentence(error, directory) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     summary: dict[str, Any] = json.loads((directory / "summary.json").read_bytes())
@@ -61,6 +65,12 @@ def _refuse_foreign(directory: Path) -> None:
     foreign = sorted(entry.name for entry in directory.iterdir() if entry.name not in ENTRIES)
     if foreign:
         raise BadInput(f"{directory}: holds {foreign[0]}, which is no result of a run; name a new or empty folder.")
+
+
+def _in_a_sentence(error: OSError, directory: Path) -> RplError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return TryAgain(f"{directory}: the disk is full; free space, then fetch again.")
+    return BadInput(f"{directory}: cannot be written ({error.strerror}); name another place.")
 
 
 def _copy(run: Run, exported: Manifest, reported: Manifest, target: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from rpl.errors import BadInput
+from rpl.errors import BadInput, RplError, TryAgain
 from rpl.results import fetch_results
 from rpl.rounds import Node
 from rpl.stage import Run
@@ -62,17 +63,28 @@ def test_an_empty_folder_is_taken(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "empty" / "report" / "index.html").is_file()
 
 
-def test_a_copy_that_fails_leaves_the_old_one(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("failure", "kind", "sentence"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), TryAgain, "the disk is full; free space, then fetch again."),
+        (OSError(errno.EROFS, "Read-only file system"), BadInput,
+         "cannot be written (Read-only file system); name another place."),
+    ],
+)  # fmt: skip
+def test_a_copy_that_fails_leaves_the_old_one(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: OSError, kind: type[RplError], sentence: str
+) -> None:
     target = tmp_path / "out" / "results"
     fetch_results(run, target)
     before = tree(target)
 
-    def full(*_args: object) -> None:
-        raise OSError(28, "No space left on device")
+    def fails(*_args: object) -> None:
+        raise failure
 
-    monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(shutil, "copyfile", fails)
+    with pytest.raises(kind) as error:
         fetch_results(run, target)
+    assert str(error.value) == f"{target}: {sentence}"
     assert tree(target) == before
     assert [path.name for path in target.parent.iterdir()] == ["results"]
 
