@@ -53,7 +53,7 @@ def _run(seed: int, world: Path) -> dict[str, Any]:
         config = demo_config(world, str(folder), dict.fromkeys(HOSTS, web.address))
         run = create_run(config.model_copy(update={"seed": seed}))
         run_all(run, Reporter(every_s=60))
-        summary = fetch_results(run, folder / "results")
+        summary = fetch_results(run, folder.with_name(f"results-{seed}"))
         run.close()
     print(f"seed {seed} done", file=sys.stderr)
     return summary

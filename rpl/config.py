@@ -267,6 +267,12 @@ def absolute(config: RunConfig, folder: Path) -> RunConfig:
     )
 
 
+def attribution_file(config: RunConfig) -> str | None:
+    """Where the note on the pictures' makers may lie, which the report shows: beside the category list."""
+    lists = config.categories.file
+    return None if lists is None else lists.rpartition("/")[0] + "/ATTRIBUTION.md"
+
+
 def json_schema() -> dict[str, Any]:
     """JSON schema of the configuration, for editors and for the Helm chart."""
     return RunConfig.model_json_schema()

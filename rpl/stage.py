@@ -19,6 +19,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import resource
 import secrets
 import shutil
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import rpl
-from rpl.config import RunConfig, parse_config
+from rpl.config import RunConfig, attribution_file, parse_config
 from rpl.errors import BadInput, TryAgain
 from rpl.progress import Progress, Reporter
 from rpl.rounds import STAGES, Node, edges, goes_on, shard_key, sources
@@ -336,6 +337,9 @@ def manifest_path(node: Node, shard: Shard, digest: str) -> str:
     return f"{node.path}/{shard}.{digest[:16]}.json"
 
 
+_MANIFEST = re.compile(r"/\d+-of-\d+\.[0-9a-f]{16}\.json$")
+
+
 def collect_garbage(run: Run, older_than_s: float) -> list[str]:
     """Delete files of attempts that no manifest names and whose newest file is older than `older_than_s`; their paths.
 
@@ -346,7 +350,7 @@ def collect_garbage(run: Run, older_than_s: float) -> list[str]:
     for info in run.store.list():
         if "attempts" in info.path.split("/"):
             attempts.setdefault(_attempt_folder(info.path), []).append((info.path, info.modified))
-        elif info.path.endswith(".json"):
+        elif _MANIFEST.search(info.path):
             manifest = Manifest.from_json(run.store.read(info.path), f"{run.uri}/{info.path}")
             named.update(_attempt_folder(f.path) for f in manifest.files.values())
     limit = time.time() - older_than_s
@@ -375,6 +379,9 @@ def outside_files(node: Node, config: RunConfig) -> list[str]:
         return files + ([clip.pretrained] if is_file and clip.pretrained else [])
     if node.stage == "curate" and config.pool.truth:
         return [config.pool.truth]
+    if node.stage == "report":
+        uri = attribution_file(config)
+        return [uri] if uri and stat_uri(uri) else []
     return []
 
 

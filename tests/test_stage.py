@@ -155,9 +155,10 @@ def test_garbage_of_killed_attempts_is_collected(fakes: FakeStages, tmp_path: Pa
     committed = visible(run)
     run.store.write("crop/attempts/dead/crops.tar", b"half")
     run.store.write("round-1/learn/attempts/dead/x", b"half")
+    run.store.write("notes/mine.json", b"{}")
     assert collect_garbage(run, older_than_s=3600) == [], "it may still be under way"
     assert collect_garbage(run, older_than_s=-60) == ["crop/attempts/dead/crops.tar", "round-1/learn/attempts/dead/x"]
-    assert visible(run) == committed
+    assert visible(run) == sorted([*committed, "notes/mine.json"]), "what is nobody's attempt stays"
 
 
 def test_inputs_that_changed_in_the_store_are_refused(fakes: FakeStages, tmp_path: Path, store_uri: str) -> None:

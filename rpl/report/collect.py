@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 
 from rpl.categories import Category, categories_from_json
-from rpl.config import RunConfig
+from rpl.config import RunConfig, attribution_file
 from rpl.report.model import (
     STATUSES,
     Accuracy,
@@ -77,10 +77,8 @@ def collect(inputs: Inputs, local: Local, config: RunConfig, attribution: str) -
 
 def read_attribution(config: RunConfig) -> str:
     """The text of `ATTRIBUTION.md` beside the category list: whom the data set's pictures belong to. Empty: none."""
-    if config.categories.file is None:
-        return ""
-    uri = config.categories.file.rpartition("/")[0] + "/ATTRIBUTION.md"
-    return read_uri(uri).decode("utf-8", errors="replace") if stat_uri(uri) else ""
+    uri = attribution_file(config)
+    return read_uri(uri).decode("utf-8", errors="replace") if uri and stat_uri(uri) else ""
 
 
 def settings_yaml(config: RunConfig) -> str:
