@@ -281,13 +281,12 @@ def _body(response: urllib3.HTTPResponse, max_bytes: int) -> bytes:
 
 
 def _let_go(response: urllib3.HTTPResponse) -> None:
-    """Give the connection back for reuse if its answer is over, or nearly; close it otherwise."""
+    """Give the connection back for reuse if the answer is over, or nearly; close it otherwise."""
     left = response.length_remaining
     with contextlib.suppress(Refused, HTTPError, OSError, http.client.HTTPException):
         if not response.closed and left is not None and left <= _PIECE_BYTES:
             response.read(decode_content=False)
-    if not response.closed:
-        response.close()
+    response.close()  # no longer has the connection, where the answer was read to its end
     response.release_conn()
 
 

@@ -469,6 +469,6 @@ def test_real_connections_serve_many_threads(tmp_path: Path) -> None:
         WaveDownloader(fetcher, Download(), 16, tmp_path, lambda: None) as judge,
     ):
         verdicts = judge(list(routes))
-        assert server.connections <= 4 * Download().connections_per_host
+        assert server.accepted <= 4 * Download().connections_per_host
     assert Counter(verdict.status for verdict in verdicts.values()) == {"ok": 400}
     assert threading.active_count() <= before + 32, "the pool's threads are gone; the server's may be on their way out"

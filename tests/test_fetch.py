@@ -12,6 +12,7 @@ import socket
 import ssl
 import threading
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -138,7 +139,7 @@ def test_connections_are_reused_after_pictures_redirects_and_missing_pages(web: 
                     fetcher.fetch("http://img.test/b")
             else:
                 fetcher.fetch(f"http://img.test/{name}")
-        assert server.connections == 1
+        assert server.accepted == 1
     assert sum(server.counts.values()) == 5
 
 
@@ -197,7 +198,7 @@ def test_no_spelling_of_loopback_is_connected_to(web: Callable[..., WebServer], 
     with pytest.raises(Refused) as caught:
         Dialer({"img.test": server.address}).dial(host, int(server.address[10:]), Guard(Dialer(), 2, 1))
     assert caught.value.reason == Reason.PRIVATE_ADDRESS
-    assert server.connections == 0
+    assert server.accepted == 0
 
 
 @pytest.mark.parametrize(
@@ -467,6 +468,17 @@ def test_misbehaving_answers(
     server = web(a=misbehaviour)
     assert refusal(server, "a", max_bytes=1_000_000) == reason
     assert sum(server.counts.values()) == tries
+
+
+def test_a_gzip_bomb_is_not_unpacked_beyond_the_limit(web: Callable[..., WebServer]) -> None:
+    packed = gzip.compress(bytes(50_000_000))
+    server = web(a=lambda exchange: exchange.reply(200, packed, {"Content-Encoding": "gzip"}))
+    tracemalloc.start()
+    try:
+        assert refusal(server, "a", max_bytes=1_000_000) == Reason.TOO_LARGE
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_body_of_just_the_limit_is_taken_and_one_byte_more_is_not(web: Callable[..., WebServer]) -> None:

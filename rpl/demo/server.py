@@ -176,9 +176,9 @@ class WebServer:
         return dict.fromkeys(self._hosts, self.address)
 
     @property
-    def connections(self) -> int:
-        """Connections that are open now."""
-        return len(self._server.connections)
+    def accepted(self) -> int:
+        """Connections so far."""
+        return self._server.accepted
 
     def __enter__(self) -> WebServer:
         self._thread.start()
@@ -224,7 +224,8 @@ class _Server(ThreadingHTTPServer):
     web: WebServer
 
     def __init__(self, address: tuple[str, int], handler: type[_Handler]) -> None:
-        self.connections: set[socket.socket] = set()
+        self.accepted = 0
+        self._open: set[socket.socket] = set()
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
@@ -232,16 +233,17 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        self.connections.add(request)
+        self.accepted += 1
+        self._open.add(request)
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        self.connections.discard(request)
+        self._open.discard(request)
         super().shutdown_request(request)
 
     def hang_up(self) -> None:
         """End the connections that are still open, so that their threads end too."""
-        for connection in list(self.connections):
+        for connection in list(self._open):
             try:
                 connection.shutdown(socket.SHUT_RDWR)
             except OSError:
