@@ -60,6 +60,8 @@ class FlakyProxy:
 
     def _handler(proxy: FlakyProxy) -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # answers "Expect: 100-continue", for which boto3 else waits a second
+
             def _do(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 proxy.seen.append((self.command, self.headers.get("Range")))

@@ -575,12 +575,19 @@ def test_an_endpoint_from_a_profile_is_another_vendors(monkeypatch: pytest.Monke
 # ---- S3 alone: failures on the way
 
 
-@pytest.fixture
-def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyProxy]:
+@pytest.fixture(scope="module")
+def shared_proxy(s3: S3Server) -> Iterator[FlakyProxy]:
+    """One for all tests, since each new endpoint costs new clients and a probe of conditional puts."""
     with flaky_proxy(s3.endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
         yield proxy
+
+
+@pytest.fixture
+def proxy(shared_proxy: FlakyProxy, monkeypatch: pytest.MonkeyPatch) -> FlakyProxy:
+    shared_proxy.faults = []
+    shared_proxy.seen.clear()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", shared_proxy.endpoint)
+    return shared_proxy
 
 
 class Direct:
@@ -734,11 +741,14 @@ def test_a_server_that_hangs_is_left(monkeypatch: pytest.MonkeyPatch, s3: S3Serv
 class Overwriting(BaseHTTPRequestHandler):
     """A store that takes every put, as some do: enough of S3 to be probed."""
 
+    protocol_version = "HTTP/1.1"
+
     def _answer(self, status: int, body: bytes = b"") -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.asked.append((self.command, self.path))  # type: ignore[attr-defined]
         self.send_response_only(status)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")  # one thread serves two clients in turn
         self.end_headers()
         self.wfile.write(body)
 
@@ -778,7 +788,10 @@ def test_a_store_that_overwrites_is_refused(monkeypatch: pytest.MonkeyPatch, s3:
     assert put[0].startswith("/bucket/p/.probe/")
 
 
-def test_the_probe_is_made_once_and_leaves_nothing(s3: S3Server, proxy: FlakyProxy, tmp_path: Path) -> None:
+def test_the_probe_is_made_once_and_leaves_nothing(
+    s3: S3Server, proxy: FlakyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_module, "_known_conditional", set())
     store = open_store(f"s3://{s3.bucket}/{tmp_path.name}")
     assert store.put_if_absent("a", b"") is True
     assert [method for method, _ in proxy.seen].count("PUT") == 3

@@ -7,6 +7,7 @@ Knows nothing of the command; imports nothing of this package, so that it starts
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -23,7 +24,8 @@ def main(command: list[str]) -> int:
 
 
 def _stop_at_end_of_input(process: subprocess.Popen[bytes]) -> None:
-    while sys.stdin.buffer.read(4096):
+    # Not sys.stdin: Python aborts at its exit while a thread is inside a buffered read.
+    while os.read(0, 4096):
         continue
     process.terminate()
     try:

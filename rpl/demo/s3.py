@@ -28,6 +28,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from rpl.demo import guardian
 from rpl.errors import BadInput, TryAgain
+from rpl.store.s3_client import client_error, http_status
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -170,6 +171,8 @@ class S3Server:
                 self._make_bucket(client)
                 return True
             except (ClientError, BotoCoreError) as error:
+                if isinstance(error, ClientError) and http_status(error) == 400:
+                    raise client_error(error, f"s3://{self.bucket}", self.endpoint) from error
                 if time.monotonic() > give_up:
                     raise TryAgain(f"{self._log()}: the S3 server does not get ready; read there why.") from error
                 time.sleep(0.1)

@@ -89,7 +89,7 @@ class S3Store:
             s3.usual.put_object(Bucket=self._bucket, Key=self._key(path), Body=data)
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
-        # Losing a conditional put costs SeaweedFS a second, and a look says plainly what is wrong with keys or bucket.
+        # A look says plainly what is wrong with keys, bucket or network while no outcome can be unknown yet.
         if self.stat(path) is not None:
             return False
         with self._explained(path) as s3:
