@@ -18,10 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from rpl.errors import BadInput
+from rpl.images import ImageRefused, decode_image
+
 Pixels = npt.NDArray[np.uint8]
 """[H, W, 3]"""
 
 _RATIO = (3 / 4, 4 / 3)
+_MAX_PIXELS = 2**30  # the pictures come from this project's own stages, which were stricter
 _TRIES = 10  # draws of a crop that fits, before the largest central one is taken
 
 
@@ -39,6 +43,33 @@ class Preprocessing:
     @property
     def resample(self) -> Image.Resampling:
         return Image.Resampling.BILINEAR if self.interpolation == "bilinear" else Image.Resampling.BICUBIC
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file's bytes under its key, and how many random views are wanted beside the evaluation view."""
+
+    key: str
+    data: bytes
+    views: int
+
+
+@dataclass(frozen=True)
+class ViewRecipe:
+    """How views are made: the model's preprocessing, the area of random crops, the seed of all of them."""
+
+    preprocessing: Preprocessing
+    scale: tuple[float, float]
+    seed: int
+
+
+def cut_views(pictures: list[Picture], recipe: ViewRecipe) -> list[list[Pixels]]:
+    """For each picture its evaluation view, then its random views; decoded once.
+
+    Raises:
+        BadInput: a picture cannot be decoded.
+    """
+    return [_views(picture, recipe) for picture in pictures]
 
 
 def evaluation_view(image: Image.Image, how: Preprocessing) -> Pixels:
@@ -66,6 +97,18 @@ def augmented_view(image: Image.Image, how: Preprocessing, scale: tuple[float, f
     if draw() < 0.5:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(view)
+
+
+def _views(picture: Picture, recipe: ViewRecipe) -> list[Pixels]:
+    try:
+        image = decode_image(picture.data, max_pixels=_MAX_PIXELS)
+    except ImageRefused as error:
+        raise BadInput(
+            f"picture {picture.key}: cannot be decoded ({error}); delete the output that holds it and make it again."
+        ) from None
+    seeds = (f"{recipe.seed}/{picture.key}/{view}" for view in range(picture.views))
+    random_views = [augmented_view(image, recipe.preprocessing, recipe.scale, seed) for seed in seeds]
+    return [evaluation_view(image, recipe.preprocessing), *random_views]
 
 
 def _kept_ratio(size: tuple[int, int], how: Preprocessing) -> tuple[int, int]:

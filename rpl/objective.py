@@ -1,0 +1,81 @@
+"""The loss of prompts on cached image features, with its gradient in closed form.
+
+    L = sum_i w_i / V sum_v  -log softmax_c( s cos(x_iv, t_c) )[y_i]  /  sum_i w_i,      x: views, t: text features
+
+(equation 3 of PromptDet, Feng et al. 2022, over all V views of an image). Its gradient by t needs only the softmax:
+dL/du_c = s sum_iv w_i (p_ivc - [c = y_i]) x_iv for the normalised u_c, then the projection that normalising adds. So
+views stream through in blocks, no graph is kept for them, and memory does not grow with their number.
+Knows nothing of prompts, towers or optimisers.
+
+Letters: N images, V views, C categories, D dimension of the shared space, B views of a block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_LOGITS_AT_ONCE = 2**20  # 4 MB, so that a block stays in a core's cache
+
+
+@dataclass(frozen=True)
+class CachedViews:
+    """Image features to learn from."""
+
+    features: Tensor
+    """[N, V, D], any float type, of length 1."""
+    labels: Tensor
+    """int64 [N], the row of the image's category among the text features."""
+    weights: Tensor
+    """float32 [N], share in the loss."""
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def select(self, rows_N: Tensor) -> CachedViews:
+        return CachedViews(self.features[rows_N], self.labels[rows_N], self.weights[rows_N])
+
+    def to(self, device: torch.device) -> CachedViews:
+        return CachedViews(self.features.to(device), self.labels.to(device), self.weights.to(device))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Weighted means over all views: cross-entropy, share of views whose nearest category is right."""
+
+    loss: float
+    accuracy: float
+    gradient: Tensor | None
+    """dL/dt [C, D], float32; None unless it was asked for."""
+
+
+@torch.no_grad()
+def score(text_CD: Tensor, views: CachedViews, logit_scale: float, *, with_gradient: bool = False) -> Scores:
+    """The loss of text features (float32, not normalised) on `views`, and its gradient by them."""
+    lengths_C1 = text_CD.norm(dim=1, keepdim=True)
+    unit_CD = text_CD / lengths_C1
+    count_N, count_V, dim = views.features.shape
+    share_N = views.weights.double() / (views.weights.double().sum() * count_V)
+    loss = torch.zeros((), dtype=torch.float64, device=text_CD.device)
+    hits = torch.zeros_like(loss)
+    gradient_CD = torch.zeros_like(unit_CD)
+    at_once = max(1, _LOGITS_AT_ONCE // (count_V * len(text_CD)))
+    for rows in torch.split(torch.arange(count_N, device=text_CD.device), at_once):
+        views_BD = views.features[rows].reshape(-1, dim).float()
+        labels_B = views.labels[rows].repeat_interleave(count_V)
+        share_B = share_N[rows].repeat_interleave(count_V)
+        logits_BC = (views_BD @ unit_CD.T).mul_(logit_scale)
+        hits += ((logits_BC.argmax(1) == labels_B) * share_B).sum()
+        log_p_BC = functional.log_softmax(logits_BC, dim=1)
+        loss -= (log_p_BC.gather(1, labels_B[:, None])[:, 0] * share_B).sum()
+        if with_gradient:
+            error_BC = log_p_BC.exp_()
+            error_BC[torch.arange(len(labels_B), device=labels_B.device), labels_B] -= 1
+            gradient_CD.addmm_(error_BC.mul_((share_B * logit_scale).float()[:, None]).T, views_BD)
+    if not with_gradient:
+        return Scores(float(loss), float(hits), None)
+    along_C1 = (gradient_CD * unit_CD).sum(1, keepdim=True)
+    return Scores(float(loss), float(hits), (gradient_CD - along_C1 * unit_CD) / lengths_C1)

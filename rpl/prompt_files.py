@@ -1,0 +1,116 @@
+"""Learned context vectors as files: this project's safetensors, and the reference's checkpoints, both ways.
+
+Knows nothing of how they were learned. Nothing in a file is trusted: no code runs from it, shapes and numbers are
+checked. Equal vectors give equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rpl.encoder import Encoder
+from rpl.errors import BadInput
+
+_FORMAT = "rpl-prompts-1"
+_METADATA = "rpl"  # one key only: safetensors writes several in a random order
+# What the scheduler in the reference's checkpoints is made of. None of them does anything when it is read.
+_SAFE: list[Any] = [torch.optim.SGD, torch.optim.lr_scheduler.CosineAnnealingLR, defaultdict, dict]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Context vectors, float32: ctx1 [n_ctx1, W] before the name, ctx2 [n_ctx2, W] before the description."""
+
+    ctx1: Tensor
+    ctx2: Tensor
+    encoder: Encoder
+    """The CLIP they were learned on; on another they mean nothing."""
+    settings: Mapping[str, Any]
+    """The configuration's section `learn`, and the seed."""
+
+    @property
+    def context(self) -> Tensor:
+        """[K, W], ctx1 first, as `rpl.prompts` wants it."""
+        return torch.cat([self.ctx1, self.ctx2])
+
+
+def write_prompts(path: Path, prompts: Prompts) -> None:
+    metadata = {"format": _FORMAT, "encoder": prompts.encoder.to_facts(), "settings": dict(prompts.settings)}
+    tensors = {"ctx1": prompts.ctx1.contiguous(), "ctx2": prompts.ctx2.contiguous()}
+    save_file(tensors, path, metadata={_METADATA: json.dumps(metadata, sort_keys=True)})
+
+
+def read_prompts(path: Path) -> Prompts:
+    """What `write_prompts` wrote.
+
+    Raises:
+        BadInput: the file is something else, or holds other shapes or no numbers.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads(file.metadata()[_METADATA])
+            tensors = {name: file.get_tensor(name) for name in ("ctx1", "ctx2")}
+        encoder, settings = Encoder.from_facts(metadata["encoder"]), metadata["settings"]
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise BadInput(
+            f"{path}: does not hold learned prompts; give a prompts.safetensors that learn wrote."
+        ) from error
+    ctx1, ctx2 = _checked(tensors, path)
+    return Prompts(ctx1, ctx2, encoder, settings)
+
+
+def read_reference_checkpoint(path: Path) -> tuple[Tensor, Tensor, int]:
+    """ctx1, ctx2 (float32) and the epoch of a checkpoint of fcjian/RPL (`prompt_learner/model.pth.tar-N`).
+
+    It says nothing of the CLIP it was learned on, which was OpenAI's ViT-B/32 unless its owner knows better.
+
+    Raises:
+        BadInput: not such a checkpoint, or one that would have to run code.
+    """
+    try:
+        with torch.serialization.safe_globals(_SAFE):
+            raw = torch.load(path, map_location="cpu", weights_only=True)
+        state, epoch = raw["state_dict"], int(raw["epoch"])
+        tensors = {name: state[name] for name in ("ctx1", "ctx2")}
+    except (pickle.UnpicklingError, OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise BadInput(
+            f"{path}: is not a checkpoint of the reference's prompt learner; give a model.pth.tar-N of its output."
+        ) from error
+    return *_checked(tensors, path), epoch
+
+
+def write_reference_checkpoint(path: Path, ctx1: Tensor, ctx2: Tensor, epoch: int, embedding: Tensor | None) -> None:
+    """A checkpoint that the reference's scripts load: half precision, as its CLIP is.
+
+    Args:
+        epoch: the N of the file's name, `model.pth.tar-N`.
+        embedding: [C, 77, W], the fixed token embeddings of the prompts, which the reference saves beside them. With
+            it, its trainer loads the checkpoint for the same categories only; None: for any.
+    """
+    state = OrderedDict(ctx1=ctx1.half(), ctx2=ctx2.half())
+    if embedding is not None:
+        state["embedding"] = embedding.half()
+    torch.save({"state_dict": state, "epoch": epoch, "optimizer": None, "scheduler": None}, path)
+
+
+def _checked(tensors: Mapping[str, Any], path: Path) -> tuple[Tensor, Tensor]:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or tensor.ndim != 2 or not tensor.is_floating_point():
+            raise BadInput(f"{path}: {name} is not a table of context vectors; give a file of learned prompts.")
+        if not bool(tensor.isfinite().all()):
+            raise BadInput(f"{path}: {name} holds values that are not numbers; learn the prompts again.")
+    ctx1, ctx2 = (tensor.detach().float() for tensor in tensors.values())
+    if ctx1.shape[1] != ctx2.shape[1]:
+        raise BadInput(f"{path}: ctx1 and ctx2 differ in width ({ctx1.shape[1]}, {ctx2.shape[1]}); learn them again.")
+    return ctx1, ctx2

@@ -1,0 +1,128 @@
+"""Stage `learn`: the context vectors of one round, from crops and the round before's pictures. See `rpl.learning`."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from rpl.categories import Category, categories_from_json
+from rpl.clip import ClipModel, device_name, load_clip, reproducible
+from rpl.encoder import Encoder, check_same
+from rpl.errors import BadInput
+from rpl.features import FeatureSet
+from rpl.learning import Learned, Task, hold_out, initial_context, learn, step_limit
+from rpl.objective import CachedViews
+from rpl.prompt_files import Prompts, write_prompts
+from rpl.prompts import PromptBank, tokenise_prompts
+from rpl.stage import Context
+
+
+def run(ctx: Context) -> None:
+    settings, seed = ctx.config.learn, ctx.config.seed
+    clip = load_clip(ctx.config.clip, device_name(ctx.config.runtime.device))
+    _check_encoders(ctx, clip.identity)
+    categories_file = ctx.local(ctx.inputs["crops"][0], "categories.json")
+    categories = categories_from_json(categories_file.read_bytes())
+    crops = _crops(ctx, categories)
+    sourced = _sourced(ctx, categories)
+
+    held = torch.from_numpy(hold_out(crops.labels.numpy(), settings.holdout, seed))
+    train = _joined(crops.select(~held), sourced)
+    holdout = crops.select(held) if bool(held.any()) else None
+    task = _task(ctx, clip, categories, train, holdout)
+    with reproducible(), ctx.progress(step_limit(task, settings), "steps") as progress:
+        learned = learn(task, settings, seed, lambda step: progress.update(int(step.step > 0)))
+    _write(ctx, clip, learned)
+    ctx.rows = len(train)
+    ctx.facts |= {"crops": len(crops), "sourced": 0 if sourced is None else len(sourced)}
+
+
+def _check_encoders(ctx: Context, encoder: Encoder) -> None:
+    for edge, what in (("crop_features", "crops"), ("previous_web_features", "web pictures")):
+        for manifest in ctx.inputs[edge]:
+            found = Encoder.from_facts(manifest.facts["encoder"])
+            check_same(encoder, found, f"{ctx.node.path}: the {what} were encoded", "run encode again")
+
+
+def _crops(ctx: Context, categories: list[Category]) -> CachedViews:
+    features = _feature_set(ctx, "crop_features")
+    rows = np.flatnonzero(features.split == "train")
+    if not len(rows):
+        raise BadInput(f"{ctx.node.path}: there is no training crop to learn from; look at crop's manifest for why.")
+    return _views(features, rows, features.category[rows], categories, 1.0)
+
+
+def _sourced(ctx: Context, categories: list[Category]) -> CachedViews | None:
+    """The kept pictures of the round before; None in round 1 and where they do not count."""
+    weight = ctx.config.learn.sourced_weight
+    if not ctx.inputs["previous_sourced"] or weight == 0:
+        return None
+    table = pq.read_table(ctx.input_file("previous_sourced", "sourced.parquet"), columns=["category", "status", "key"])
+    kept = table.filter(pc.equal(table["status"], "kept"))
+    features = _feature_set(ctx, "previous_web_features")
+    place = {key: row for row, key in enumerate(features.keys)}
+    missing = [key for key in kept["key"].to_pylist() if key not in place]
+    if missing:
+        raise BadInput(
+            f"{ctx.node.path}: sourced picture {missing[0]} has no features; run encode of that round again."
+        )
+    rows = np.array([place[key] for key in kept["key"].to_pylist()], dtype=np.int64)
+    return _views(features, rows, kept["category"].to_numpy().astype(np.int64), categories, weight)
+
+
+def _feature_set(ctx: Context, edge: str) -> FeatureSet:
+    return FeatureSet(*(ctx.input_files(edge, name) for name in ("features.npy", "features.parquet", "views.npy")))
+
+
+def _views(
+    features: FeatureSet, rows: npt.NDArray[np.int64], category: npt.NDArray[np.int64], categories: list[Category],
+    weight: float,
+) -> CachedViews:  # fmt: skip
+    """The views at `rows`, labelled by the position of their category among the base ones."""
+    position = np.cumsum([each.split == "base" for each in categories]) - 1
+    return CachedViews(
+        torch.from_numpy(features.views(rows)), torch.from_numpy(position[category]), torch.full((len(rows),), weight)
+    )
+
+
+def _joined(crops: CachedViews, sourced: CachedViews | None) -> CachedViews:
+    if sourced is None:
+        return crops
+    return CachedViews(
+        torch.cat([crops.features, sourced.features]), torch.cat([crops.labels, sourced.labels]),
+        torch.cat([crops.weights, sourced.weights]),
+    )  # fmt: skip
+
+
+def _task(
+    ctx: Context, clip: ClipModel, categories: list[Category], train: CachedViews, holdout: CachedViews | None
+) -> Task:
+    settings = ctx.config.learn
+    base = [category for category in categories if category.split == "base"]
+    names, descriptions = [each.name for each in base], [each.description for each in base]
+    tokens = tokenise_prompts(clip, names, descriptions, settings.n_ctx1, settings.n_ctx2)
+    start = initial_context(settings.n_ctx1 + settings.n_ctx2, clip.text.width, ctx.config.seed)
+    train, held = train.to(clip.device), holdout.to(clip.device) if holdout is not None else None
+    return Task(PromptBank(clip.text, tokens), start, train, held, clip.logit_scale)
+
+
+def _write(ctx: Context, clip: ClipModel, learned: Learned) -> None:
+    settings = {**ctx.config.learn.model_dump(mode="json"), "seed": ctx.config.seed}
+    ctx1, ctx2 = torch.split(learned.context, [ctx.config.learn.n_ctx1, ctx.config.learn.n_ctx2])
+    path = ctx.scratch / "prompts.safetensors"
+    write_prompts(path, Prompts(ctx1, ctx2, clip.identity, settings))
+    ctx.add(path)
+    ctx.write_json("history.json", [step.to_json() for step in learned.history])
+    ctx.facts = {
+        "encoder": clip.identity.to_facts(),
+        "prompts_digest": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "schedule": ctx.config.learn.schedule,
+        "steps": learned.history[-1].step,
+        "text_passes": learned.history[-1].passes,
+        "loss": round(learned.kept.loss, 6),
+    }
