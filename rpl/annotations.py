@@ -1,7 +1,7 @@
 """Boxes of COCO and LVIS files as numpy columns, checked.
 
-Streams the JSON once, whatever its size and the order of its lists: LVIS's 1.3 million boxes take about 100 MB here,
-not the 4 GB of a parsed file. Knows nothing of category lists or pixels. Rows are sorted by id, so that two files
+Streams the JSON once, whatever its size and the order of its lists: 1.27 million boxes, as in LVIS, peak at 250 MB
+here, not at the 4 GB of a parsed file. Knows nothing of category lists or pixels. Rows are sorted by id, so that two files
 with the same records in another order are the same to everything after.
 """
 

@@ -197,6 +197,6 @@ def test_a_pool_that_another_clip_made_is_refused(start: Callable[..., Run], poo
     with pytest.raises(BadInput) as raised:
         do(start("other", encoder="ViT-B-16"), "retrieve", 1)
     assert str(raised.value) == (
-        f"{pool_uri}: was made by ViT-B-16 (pool.encoder), but the categories are embedded by ViT-B-32/openai; set clip "
-        "to the pool's CLIP, or correct pool.encoder."
+        f"{pool_uri}: was made by ViT-B-16 (pool.encoder), but the categories are embedded by ViT-B-32/openai; set "
+        "clip to the pool's CLIP, or correct pool.encoder."
     )

@@ -20,6 +20,7 @@ from rpl.crops import SCHEMA, crop_key
 from rpl.errors import BadInput, TryAgain
 from rpl.rounds import Node
 from rpl.stage import Run, Shard
+from rpl.store import open_store
 from rpl.tars import read_tar
 from tests.fake_stages import do, make_run
 from tests.test_sampling import reference_rectangle
@@ -118,6 +119,18 @@ def test_workers_and_the_order_of_the_json_change_no_byte(world: Path, tmp_path:
     two = start(world, tmp_path / "two", runtime={"workers": 2})
     do(two, "crop")
     assert digests(one) == digests(two)
+
+
+def test_images_and_boxes_may_lie_in_any_store(world: Path, store_uri: str, tmp_path: Path) -> None:
+    store = open_store(store_uri)
+    for file in (path for path in world.rglob("*") if path.is_file()):
+        store.upload(file.relative_to(world).as_posix(), file)
+    here, there = start(world, tmp_path / "here"), tmp_path / "there"
+    boxes = {"annotations": f"{store_uri}/boxes.json", "images": f"{store_uri}/images"}
+    stored = make_run(tmp_path / "outside", str(there), data={"train": boxes}, runtime={"workers": 2})
+    do(here, "crop")
+    do(stored, "crop")
+    assert digests(here) == digests(stored)
 
 
 def test_shards_partition_the_crops(world: Path, tmp_path: Path) -> None:
