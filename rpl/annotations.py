@@ -1,8 +1,8 @@
 """Boxes of COCO and LVIS files as numpy columns, checked.
 
 Streams the JSON once, whatever its size and the order of its lists: 1.27 million boxes, as in LVIS, peak at 250 MB
-here, not at the 4 GB of a parsed file. Knows nothing of category lists or pixels. Rows are sorted by id, so that two files
-with the same records in another order are the same to everything after.
+here, not at the 4 GB of a parsed file. Knows nothing of category lists or pixels. Rows are sorted by id, so that two
+files with the same records in another order are the same to everything after.
 """
 
 from __future__ import annotations
