@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import pickle
+import struct
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,11 @@ from rpl.views import Preprocessing
 
 _TOKENS_AT_ONCE = 16_384  # bounds the memory of a pass over many texts
 _WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
+# What the readers of safetensors and torch answer malformed bytes with.
+_MALFORMED = (
+    SafetensorError, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError,
+    AssertionError, StopIteration, struct.error,
+)  # fmt: skip
 _RANDOM_SEED = 0  # of a model without weights: always the same one
 
 
@@ -233,8 +239,7 @@ class _Builder:
             raise BadInput(
                 f"{given}: does not fit {self._settings.model} ({problem[:200]}); give the weights of that model."
             ) from error
-        except (SafetensorError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError, AttributeError,
-                StopIteration) as error:  # fmt: skip
+        except _MALFORMED as error:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> BadInput:

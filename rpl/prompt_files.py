@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,11 @@ from rpl.errors import BadInput
 
 _FORMAT = "rpl-prompts-1"
 _METADATA = "rpl"  # one key only: safetensors writes several in a random order
+# What the readers of safetensors and torch answer malformed bytes, or other content, with.
+_MALFORMED = (
+    SafetensorError, pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, TypeError, LookupError,
+    AttributeError, AssertionError, struct.error,
+)  # fmt: skip
 # What the scheduler in the reference's checkpoints is made of. None of them does anything when it is read.
 _SAFE: list[Any] = [torch.optim.SGD, torch.optim.lr_scheduler.CosineAnnealingLR, defaultdict, dict]
 
@@ -62,7 +68,7 @@ def read_prompts(path: Path) -> Prompts:
             metadata = json.loads(file.metadata()[_METADATA])
             tensors = {name: file.get_tensor(name) for name in ("ctx1", "ctx2")}
         encoder, settings = Encoder.from_facts(metadata["encoder"]), metadata["settings"]
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+    except _MALFORMED as error:
         raise BadInput(
             f"{path}: does not hold learned prompts; give a prompts.safetensors that learn wrote."
         ) from error
@@ -83,7 +89,7 @@ def read_reference_checkpoint(path: Path) -> tuple[Tensor, Tensor, int]:
             raw = torch.load(path, map_location="cpu", weights_only=True)
         state, epoch = raw["state_dict"], int(raw["epoch"])
         tensors = {name: state[name] for name in ("ctx1", "ctx2")}
-    except (pickle.UnpicklingError, OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError) as error:
+    except _MALFORMED as error:
         raise BadInput(
             f"{path}: is not a checkpoint of the reference's prompt learner; give a model.pth.tar-N of its output."
         ) from error
