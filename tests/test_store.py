@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,7 @@ def _put_equal(uri: str, number: int) -> bool:
     return open_store(uri).put_if_absent("race", b"the same bytes")
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 warns where threads run
 def test_of_many_processes_with_equal_bytes_one_wins(store_uri: str) -> None:
     # fork: the children inherit the parent's connections and must not use them.
     open_store(store_uri).write("before", b"x")
@@ -394,6 +396,12 @@ def test_a_device_that_is_full_says_so(tmp_path: Path) -> None:
         pytest.skip("this system has no /dev/full")
     with pytest.raises(TryAgain, match="the disk is full"), files_module.explained_file(tmp_path / "x"):
         Path("/dev/full").write_bytes(b"x")
+
+
+def test_a_local_file_that_is_absent_is_named_itself(tmp_path: Path) -> None:
+    with pytest.raises(BadInput) as caught:
+        open_store(f"{tmp_path}/s").upload("a", tmp_path / "none")
+    assert str(caught.value) == f"{tmp_path}/none: does not exist; correct the path."
 
 
 def test_sentences_about_folders_files_and_permissions(tmp_path: Path) -> None:
@@ -738,19 +746,22 @@ def test_a_server_that_hangs_is_left(monkeypatch: pytest.MonkeyPatch, s3: S3Serv
     )
 
 
-class Overwriting(BaseHTTPRequestHandler):
-    """A store that takes every put, as some do: enough of S3 to be probed."""
-
+class Answering(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def _answer(self, status: int, body: bytes = b"") -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.asked.append((self.command, self.path))  # type: ignore[attr-defined]
+        asked: list[tuple[str, str]] = self.server.asked  # type: ignore[attr-defined]
+        asked.append((self.command, self.path))
         self.send_response_only(status)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Connection", "close")  # one thread serves two clients in turn
         self.end_headers()
         self.wfile.write(body)
+
+
+class Overwriting(Answering):
+    """A store that takes every put, as some do: enough of S3 to be probed."""
 
     def do_HEAD(self) -> None:
         self._answer(404)
@@ -765,25 +776,76 @@ class Overwriting(BaseHTTPRequestHandler):
         self._answer(204)
 
 
-def test_a_store_that_overwrites_is_refused(monkeypatch: pytest.MonkeyPatch, s3: S3Server) -> None:
-    with HTTPServer(("127.0.0.1", 0), Overwriting) as server:
-        server.asked = []  # type: ignore[attr-defined]
+class WebSite(Answering):
+    """No S3 at all, as behind a wrong port."""
+
+    def _page(self) -> None:
+        self._answer(200, b"" if self.command == "HEAD" else b"<!doctype html><p>It works!")
+
+    do_HEAD = do_GET = _page
+
+
+class WholeOnly(Answering):
+    """Passes over Range, and breaks its answers off after four bytes."""
+
+    def do_GET(self) -> None:
+        self.send_response_only(200)
+        self.send_header("Content-Length", "10")
+        self.send_header("ETag", '"same"')
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(b"0123")
+
+
+@contextmanager
+def served(handler: type[Answering]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Endpoint of a server that answers so, and the list of what it was asked."""
+    asked: list[tuple[str, str]] = []
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        server.asked = asked  # type: ignore[attr-defined]
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
-        endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
         try:
-            with pytest.raises(BadInput) as caught:
-                open_store("s3://bucket/p").put_if_absent("a", b"precious")
+            yield f"http://127.0.0.1:{server.server_address[1]}", asked
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_a_server_that_is_no_s3_is_told(monkeypatch: pytest.MonkeyPatch, s3: S3Server) -> None:
+    with served(WebSite) as (endpoint, _):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+        store = open_store("s3://bucket/p")
+        for action in (lambda: store.stat("a"), lambda: store.read("a"), lambda: store.list("a")):
+            with pytest.raises(BadInput) as caught:
+                action()
+            assert str(caught.value) == (
+                f"s3://bucket/p/a: {endpoint} does not answer as an S3 server does; correct AWS_ENDPOINT_URL."
+            )
+
+
+def test_a_server_that_passes_over_ranges_cannot_garble_a_body(monkeypatch: pytest.MonkeyPatch, s3: S3Server) -> None:
+    with served(WholeOnly) as (endpoint, _):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+        store = open_store("s3://bucket/p")
+        assert store.read_range("a", 0, 3) == b"012"
+        with store.open("a") as stream, pytest.raises(BadInput) as caught:
+            stream.read(4)
+            stream.read()
+    assert str(caught.value) == f"s3://bucket/p/a: {endpoint} does not answer requests for a range; use another server."
+
+
+def test_a_store_that_overwrites_is_refused(monkeypatch: pytest.MonkeyPatch, s3: S3Server) -> None:
+    with served(Overwriting) as (endpoint, asked):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+        with pytest.raises(BadInput) as caught:
+            open_store("s3://bucket/p").put_if_absent("a", b"precious")
     assert str(caught.value) == (
         f"s3://bucket: {endpoint} overwrites objects although it is asked not to (If-None-Match: *); "
         "use a server that honours conditional puts, or a file:// folder."
     )
-    put = [path for method, path in server.asked if method == "PUT"]  # type: ignore[attr-defined]
-    deleted = [path for method, path in server.asked if method == "DELETE"]  # type: ignore[attr-defined]
+    put = [path for method, path in asked if method == "PUT"]
+    deleted = [path for method, path in asked if method == "DELETE"]
     assert put == [deleted[0]] * 2, "the probe is put twice and taken away; the object itself is never put"
     assert put[0].startswith("/bucket/p/.probe/")
 

@@ -204,6 +204,9 @@ def _command(program: str, data: Path, keys: Path, ports: dict[str, int]) -> lis
         f"-s3.config={keys}",            # with no keys file everything is open to everybody
         "-s3.autoCreateBucket=false",    # else a bucket that is not there answers like an empty one
         "-disableHttp",                  # else the filer's port hands out everything without keys
+        # A resumed leader sometimes keeps writers waiting for 5 to 16 s. One master needs no memory: the disk's volumes
+        # are told to it before it places anything.
+        "-master.resumeState=false",
         "-volume.preStopSeconds=0", "-master.telemetry=false",
         "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
     ]  # fmt: skip

@@ -28,7 +28,7 @@ def open_store(uri: str) -> Store:
     """
     path = _local_path(uri)
     if path is not None:
-        return FileStore(path, uri.rstrip("/") or "/")
+        return FileStore(path, uri.rstrip("/") if path.name else uri)
     bucket, prefix = _split_s3(uri)
     from rpl.store.s3 import S3Store
 

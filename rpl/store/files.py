@@ -82,7 +82,7 @@ class FileStore:
 
     def download(self, path: str, file: Path) -> None:
         source = self.local(path)
-        with explained_file(source), source.open("rb") as stream:
+        with explained_file(source), source.open("rb") as stream, explained_file(file):
             write_atomically(file, lambda target: shutil.copyfileobj(stream, target, 1 << 20))
 
     def delete(self, paths: Iterable[str]) -> None:
@@ -231,16 +231,21 @@ def explained_file(file: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise BadInput(f"{file}: does not exist; correct the path.") from error
+        raise BadInput(f"{_named(error, file)}: does not exist; correct the path.") from error
     except IsADirectoryError as error:
-        raise BadInput(f"{file}: is a folder, not a file; correct the path.") from error
+        raise BadInput(f"{_named(error, file)}: is a folder, not a file; correct the path.") from error
     except (FileExistsError, NotADirectoryError) as error:
         raise BadInput(f"{file}: a part of this path is a file, not a folder; correct the path.") from error
     except OSError as error:
-        name = file if error.filename is None or TEMPORARY in str(error.filename) else error.filename
+        name = _named(error, file)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise TryAgain(f"{file}: the disk is full; free space, then run it again.") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP):
             reason = os.strerror(error.errno).lower()
             raise BadInput(f"{name}: {reason}; correct the path or its permissions.") from error
         raise TryAgain(f"{name}: the file system answered {error.strerror!r}; try again.") from error
+
+
+def _named(error: OSError, file: Path) -> str:
+    """The file that `error` is about, as the user knows it: a temporary file stands for `file`."""
+    return str(file if error.filename is None or TEMPORARY in str(error.filename) else error.filename)

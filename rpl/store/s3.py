@@ -54,8 +54,8 @@ class S3Store:
             except aws.ClientError as error:
                 self._explain_head(s3, error)
                 return None
-        modified = head["LastModified"].timestamp()
-        return ObjectInfo(path, head["ContentLength"], head["ETag"].strip('"'), modified)
+            modified = head["LastModified"].timestamp()
+            return ObjectInfo(path, head["ContentLength"], head["ETag"].strip('"'), modified)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         check_prefix(prefix, self.uri)

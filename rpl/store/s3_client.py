@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import boto3
 from botocore import exceptions as aws
 from botocore.config import Config
+from botocore.parsers import ResponseParserError
 
 from rpl.errors import BadInput, RplError, TryAgain
 
@@ -107,6 +108,7 @@ _BAD_KEYS = {
     "ExpiredToken": "the session token has expired; set fresh keys",
     "RequestTimeTooSkewed": "this machine's clock differs too much from the server's; set the clock",
     "AccessDenied": NOT_ALLOWED,
+    "403": NOT_ALLOWED,  # of a HEAD, which has no body to name a code in
     "AllAccessDisabled": "the bucket is closed; choose another",
 }
 _NO_KEYS = (
@@ -138,6 +140,8 @@ def explained(uri: str, endpoint: str) -> Iterator[None]:
             f"{uri}: {endpoint} does not answer ({type(error).__name__}); "
             "check AWS_ENDPOINT_URL and that the server runs, then try again."
         ) from error
+    except (ResponseParserError, KeyError) as error:  # KeyError: a field is missing that every S3 server sends
+        raise BadInput(f"{uri}: {endpoint} does not answer as an S3 server does; correct AWS_ENDPOINT_URL.") from error
     except aws.FlexibleChecksumError as error:
         raise TryAgain(f"{uri}: arrived with other bytes than {endpoint} has; try again.") from error
     except aws.BotoCoreError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore import exceptions as aws
 
-from rpl.errors import TryAgain
+from rpl.errors import BadInput, TryAgain
 from rpl.store.s3_client import explained, http_status
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class S3Stream(io.RawIOBase):
                 if self._body is None:
                     self._connect()
                 assert self._body is not None
-                block: bytes = self._body.read(size)
+                block: bytes = self._body.read(size if self._end is None else min(size, self._end - self._at))
                 if block:
                     self._at += len(block)
                     return block
@@ -96,8 +96,12 @@ class S3Stream(io.RawIOBase):
             if http_status(error) == 412:
                 raise TryAgain(f"{self._uri}: was replaced while it was read; try again.") from error
             raise
+        if self._at and answer["ResponseMetadata"]["HTTPStatusCode"] != 206:
+            answer["Body"].close()
+            raise BadInput(f"{self._uri}: {self._endpoint} does not answer requests for a range; use another server.")
+        end = self._at + answer["ContentLength"]
+        self._end = end if self._end is None else min(end, self._end)
         self._etag = answer["ETag"]
-        self._end = self._at + answer["ContentLength"]
         self._body = answer["Body"]
 
     def _drop(self) -> None:
