@@ -19,7 +19,8 @@ from typing import Any
 
 from rpl.demo.run import demo_config
 from rpl.demo.server import WebServer
-from rpl.demo.world import FULL, HOSTS, build_world
+from rpl.demo.world import build_world
+from rpl.demo.world_files import FULL, HOSTS
 from rpl.local import create_run, run_all
 from rpl.progress import Reporter
 from rpl.results import fetch_results

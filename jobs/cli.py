@@ -132,7 +132,6 @@ def _status(run_uri: str, as_json: bool) -> None:
 
 def _fetch(run_uri: str, directory: Path) -> None:
     from rpl.results import fetch_results
-
     from rpl.stage import Run
 
     found = Run(run_uri)

@@ -17,7 +17,8 @@ from rpl.config import dump_config
 from rpl.demo.run import demo_config
 from rpl.demo.s3 import S3Server
 from rpl.demo.server import WebServer
-from rpl.demo.world import HOSTS, TINY, build_world
+from rpl.demo.world import build_world
+from rpl.demo.world_files import HOSTS, TINY
 from rpl.local import walk
 from rpl.results import fetch_results
 from rpl.stage import Run

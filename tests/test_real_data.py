@@ -18,8 +18,8 @@ from pycocotools.coco import COCO
 
 from rpl.clip import load_clip
 from rpl.config import Clip, RunConfig
-from rpl.demo.run import CLIP_FOLDER
 from rpl.demo.server import WebServer
+from rpl.demo.world_files import CLIP_MODEL, CLIP_WEIGHTS
 from rpl.local import create_run, run_all
 from rpl.results import fetch_results
 from tests.fake_stages import QUIET
@@ -28,7 +28,7 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 pytestmark = pytest.mark.skipif(
     not (DATA / "coco128").is_dir(), reason="the folder shared/data with real images is not beside this checkout"
 )
-SMALL_CLIP = {"model": str(CLIP_FOLDER / "model.json"), "pretrained": str(CLIP_FOLDER / "weights.safetensors")}
+SMALL_CLIP = {"model": str(CLIP_MODEL), "pretrained": str(CLIP_WEIGHTS)}
 HOST = "photos.example"
 WEB_PICTURES = 150
 
@@ -84,7 +84,7 @@ def settings(pool: Path, web: WebServer, run: Path, annotations: str, categories
 
 def check_export(folder: Path, names: list[str]) -> None:
     embeddings = torch.load(folder / "export" / "category_embeddings.pt", weights_only=True)
-    assert embeddings.shape == (len(names), json.loads((CLIP_FOLDER / "model.json").read_text())["embed_dim"])
+    assert embeddings.shape == (len(names), json.loads(CLIP_MODEL.read_text())["embed_dim"])
     assert not torch.allclose(embeddings.float().norm(dim=-1), torch.ones(len(names))), "unnormalised, as PromptDet's"
     categories = json.loads((folder / "export" / "categories.json").read_text())
     assert [category["name"] for category in categories] == names

@@ -15,7 +15,7 @@ from rpl.config import RunConfig
 from rpl.demo.s3 import S3Server
 from rpl.demo.server import WebServer
 from rpl.demo.templates import TEMPLATES
-from rpl.demo.world import FULL, HOSTS, Scale, build_world
+from rpl.demo.world_files import CLIP_MODEL, CLIP_WEIGHTS, FULL, HOSTS, Scale, find_world, identity
 from rpl.errors import BadInput
 from rpl.local import create_run, run_all
 from rpl.progress import Reporter
@@ -23,7 +23,7 @@ from rpl.results import fetch_results, summary_table
 
 MARKER = "made-by-rpl-demo"
 BUCKET = "rpl-demo"
-CLIP_FOLDER = Path(__file__).parent / "clip"
+SEED = 0
 
 
 def run_demo(directory: Path, output: Path, *, fresh: bool, scale: Scale = FULL) -> None:
@@ -36,13 +36,12 @@ def run_demo(directory: Path, output: Path, *, fresh: bool, scale: Scale = FULL)
     reporter = Reporter()
     _prepare(directory, fresh=fresh)
     world = directory / "world"
-    reporter.say("world                    scenes, web pictures and their embeddings")
-    build_world(world, seed=0, scale=scale)
+    _ensure_world(world, scale, reporter)
     with ExitStack() as servers:
         s3 = servers.enter_context(S3Server(directory / "s3", bucket=BUCKET))
         os.environ.update(s3.environment())
         web = servers.enter_context(WebServer(world / "web"))
-        config = demo_config(world, f"s3://{BUCKET}/runs/demo", {host: web.address for host in HOSTS})
+        config = demo_config(world, f"s3://{BUCKET}/runs/demo", dict.fromkeys(HOSTS, web.address))
         run = create_run(config)
         try:
             run_all(run, reporter)
@@ -72,8 +71,8 @@ def demo_config(world: Path, run: str, resolve: dict[str, str]) -> RunConfig:
         "categories": {"file": str(world / "categories.json")},
         "pool": {"vectors": str(world / "pool"), "truth": str(world / "pool/truth.parquet")},
         "clip": {
-            "model": str(CLIP_FOLDER / "model.json"),
-            "pretrained": str(CLIP_FOLDER / "weights.safetensors"),
+            "model": str(CLIP_MODEL),
+            "pretrained": str(CLIP_WEIGHTS),
             "views": 4,
         },
         "rounds": {
@@ -89,6 +88,17 @@ def demo_config(world: Path, run: str, resolve: dict[str, str]) -> RunConfig:
         "runtime": {"resolve": resolve},
     }
     return RunConfig.model_validate(settings)
+
+
+def _ensure_world(directory: Path, scale: Scale, reporter: Reporter) -> None:
+    if find_world(directory, identity(SEED, scale, (CLIP_MODEL, CLIP_WEIGHTS))) is not None:
+        reporter.say(f"{'world':<24} already drawn")
+        return
+    from rpl.demo.world import build_world  # draws with torch, which a demo that is done does not need
+
+    with reporter.stage("world", None, "pictures") as progress:
+        build_world(directory, seed=SEED, scale=scale, progress=progress)
+    reporter.say(f"{'world':<24} drawn: scenes, web pictures and their embeddings")
 
 
 def _prepare(directory: Path, *, fresh: bool) -> None:

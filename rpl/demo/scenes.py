@@ -25,13 +25,13 @@ Plate = NDArray[np.float32]
 
 LINE_INKS = ((0.10, 0.16, 0.38), (0.13, 0.12, 0.13), (0.38, 0.08, 0.18), (0.07, 0.27, 0.20), (0.28, 0.12, 0.36))
 TONE_INKS = (
-    (1.00, 0.42, 0.62),
-    (0.20, 0.62, 0.86),
-    (1.00, 0.80, 0.15),
-    (0.25, 0.75, 0.50),
-    (1.00, 0.50, 0.25),
-    (0.62, 0.55, 0.88),
-    (0.30, 0.74, 0.76),
+    (0.93, 0.22, 0.28),
+    (0.10, 0.50, 0.85),
+    (1.00, 0.78, 0.05),
+    (0.10, 0.62, 0.32),
+    (1.00, 0.45, 0.10),
+    (0.52, 0.36, 0.80),
+    (0.95, 0.40, 0.66),
 )
 PAPERS = ((0.97, 0.95, 0.89), (0.95, 0.95, 0.93), (0.98, 0.93, 0.85), (0.91, 0.94, 0.95))
 SIZES = ((480, 360), (400, 400), (512, 320), (360, 480))
@@ -137,7 +137,7 @@ def coco(
 
 def _side(rng: random.Random) -> int:
     """The side of a sprite's square in pixels, small ones more often."""
-    return round(float(50 * (180 / 50) ** (rng.random() ** 1.2)))
+    return round(float(40 * (160 / 40) ** (rng.random() ** 1.2)))
 
 
 def _stamp(sprite: NDArray[np.uint8], side: int, rng: random.Random) -> NDArray[np.float32]:
@@ -145,7 +145,7 @@ def _stamp(sprite: NDArray[np.uint8], side: int, rng: random.Random) -> NDArray[
     colour = sprite[:3].astype(np.float32) / 255
     grey = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
     fill, ink = sprite[3].astype(np.float32) / 255, sprite[4].astype(np.float32) / 255
-    tone = (0.12 + 0.78 * (1 - grey)) * fill
+    tone = (0.3 + 0.7 * (1 - grey)) * fill
     angle, is_flipped = rng.uniform(-20, 20), rng.random() < 0.5
     layers: list[NDArray[np.float32]] = []
     for layer in (tone, ink, 1 - (1 - fill) * (1 - ink)):
@@ -212,7 +212,7 @@ def _background(width: int, height: int, rng: random.Random) -> tuple[Plate, Pla
         wave = np.sin(x * np.pi / period) * np.sin(y * np.pi / period)
     else:
         wave = np.sin(np.arctan2(y - height * rng.random(), x - width * rng.random()) * rng.randint(8, 16))
-    tone = (np.clip(wave * 4, 0, 1) * rng.uniform(0.12, 0.34) + rng.uniform(0, 0.1)).astype(np.float32)
+    tone = (np.clip(wave * 4, 0, 1) * rng.uniform(0.15, 0.5) + rng.uniform(0, 0.12)).astype(np.float32)
     line = np.zeros((height, width), dtype=np.float32)
     for _ in range(rng.randint(0, 40)):  # small printed crosses, dots and dashes
         cx, cy = rng.randint(4, width - 5), rng.randint(4, height - 5)
@@ -227,12 +227,12 @@ def _print(line: Plate, tone: Plate, rng: random.Random, grain: np.random.Genera
     """Two inks on paper: the tone rasterised and out of register, both a little uneven."""
     height, width = line.shape
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    angle, period = rng.uniform(0.3, 1.2), rng.uniform(3.5, 5.5)
+    angle, period = rng.uniform(0.3, 1.2), rng.uniform(4.0, 7.0)
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     screen = 0.5 + 0.25 * (np.cos(u * 2 * np.pi / period) + np.cos(v * 2 * np.pi / period))
     raster = np.clip((tone - screen) * 3 + 0.5, 0, 1)
-    strength = rng.uniform(0.25, 0.7)
-    tone = np.roll(tone * (1 - strength) + raster * strength, (rng.randint(-2, 2), rng.randint(-2, 2)), (0, 1))
+    strength = rng.uniform(0.3, 0.9)
+    tone = np.roll(tone * (1 - strength) + raster * strength, (rng.randint(-4, 4), rng.randint(-4, 4)), (0, 1))
     uneven = grain.random((height, width), dtype=np.float32)
     tone = tone * (0.8 + 0.2 * uneven)
     line = line * (0.78 + 0.22 * grain.random((height, width), dtype=np.float32))

@@ -23,9 +23,7 @@ from PIL import Image, ImageDraw
 from rpl.demo.captions import caption, pair_caption, useless_caption
 from rpl.demo.sprites import Sprites, Thing
 from rpl.demo.styles import STYLES, Placed, place, stack
-
-HOSTS = ("photos.example", "cdn.shop.example", "pics.example")
-"""Reserved names: the demo maps them to its own server."""
+from rpl.demo.world_files import HOSTS, WebPlan
 
 PRIVATE_TARGETS = (
     "http://169.254.169.254/latest/meta-data/",
@@ -81,16 +79,6 @@ class Page:
     @property
     def file(self) -> str:
         return f"pages/{self.number // 500:03d}/{self.number:06d}.jpg"
-
-
-@dataclass(frozen=True)
-class WebPlan:
-    """How many pictures of each sort."""
-
-    per_category: int
-    look_alikes: int
-    off_topic: int
-    copies: int
 
 
 def plan_web(things: Sequence[Thing], category_of: Mapping[int, str], plan: WebPlan, rng: random.Random) -> list[Page]:

@@ -13,14 +13,12 @@ stages or servers. Scenes come from scenes.py, the web's pictures from web.py, v
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,19 +33,13 @@ from rpl.clip import ClipModel, load_clip
 from rpl.config import Clip
 from rpl.demo import scenes, web
 from rpl.demo.sprites import DemoCategory, Sprites, demo_categories, rasterise, vocabulary
-from rpl.demo.web import HOSTS, Page, WebPlan
+from rpl.demo.web import Page
+from rpl.demo.world_files import CLIP_MODEL, CLIP_WEIGHTS, FULL, MARKER, Scale, World, find_world, identity
+from rpl.progress import Progress
 from rpl.views import Preprocessing, evaluation_view
 from rpl.workers import worker_pool
 
-__all__ = ["FULL", "HOSTS", "TINY", "Scale", "World", "build_world"]
-
-VERSION = 1
-"""Raised when the same seed and scale give another world; an older one on disk is then rebuilt."""
-
-CLIP = Clip(
-    model=str(Path(__file__).parent / "clip" / "model.json"),
-    pretrained=str(Path(__file__).parent / "clip" / "weights.safetensors"),
-)
+CLIP = Clip(model=str(CLIP_MODEL), pretrained=str(CLIP_WEIGHTS))
 SPRITE_PIXELS = 160
 _SHARDS = 2
 _EMBED_BATCH = 256
@@ -57,82 +49,45 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
-class Scale:
-    """How large a world is.
-
-    Attributes:
-        most_boxes, fewest_boxes: training boxes of the commonest and of the rarest base category.
-        unlabelled: how often each novel category appears in training scenes, without a label.
-        val_boxes: validation boxes of every category.
-    """
-
-    base: int
-    novel: int
-    most_boxes: int
-    fewest_boxes: int
-    unlabelled: int
-    val_boxes: int
-    web: WebPlan
-
-
-FULL = Scale(84, 40, 150, 5, 8, 12, WebPlan(per_category=40, look_alikes=900, off_topic=350, copies=250))
-TINY = Scale(8, 4, 9, 4, 2, 3, WebPlan(per_category=10, look_alikes=16, off_topic=8, copies=6))
-
-
-@dataclass(frozen=True)
-class World:
-    """A finished world's folder."""
-
-    directory: Path
-
-    @property
-    def categories(self) -> Path:
-        return self.directory / "categories.json"
-
-    @property
-    def pool(self) -> Path:
-        return self.directory / "pool"
-
-    @property
-    def web(self) -> Path:
-        return self.directory / "web"
-
-
 def build_world(
-    directory: Path, *, seed: int = 0, scale: Scale = FULL, clip: Clip = CLIP, processes: int | None = None
+    directory: Path,
+    *,
+    seed: int = 0,
+    scale: Scale = FULL,
+    clip: Clip = CLIP,
+    processes: int | None = None,
+    progress: Progress | None = None,
 ) -> World:
     """Fills `directory`, or returns at once where the same world stands complete.
 
     Args:
-        clip: the CLIP that embeds the pool.
+        clip: the CLIP that embeds the pool; its model and weights are files.
         processes: worker processes; 1 works in this one. The default is one per core, eight at most.
+        progress: is told of every picture drawn.
     """
-    identity = {"version": VERSION, "seed": seed, "scale": asdict(scale), "clip": _digest(clip)}
-    marker = directory / "world.json"
-    if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == identity:
-        return World(directory)
+    wanted = identity(seed, scale, (Path(clip.model), Path(clip.pretrained or clip.model)))
+    found = find_world(directory, wanted)
+    if found is not None:
+        return found
+    marker = directory / MARKER
     marker.unlink(missing_ok=True)
     for folder in _FOLDERS:
         shutil.rmtree(directory / folder, ignore_errors=True)
     directory.mkdir(parents=True, exist_ok=True)
     count = processes or min(8, os.cpu_count() or 1)
-    with _Crew(count, directory / "sprites.npy") as crew:
+    with _Crew(count, directory / "sprites.npy", progress) as crew:
         _Builder(directory, seed, scale, crew).build(load_clip(clip, "cpu"))
-    marker.write_text(json.dumps(identity, indent=1), encoding="utf-8")
+    marker.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
     return World(directory)
-
-
-def _digest(clip: Clip) -> str:
-    files = [Path(name) for name in (clip.model, clip.pretrained or "")]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files if path.is_file())).hexdigest()
 
 
 class _Builder:
     def __init__(self, directory: Path, seed: int, scale: Scale, crew: _Crew) -> None:
         self.directory, self.seed, self.scale, self.crew = directory, seed, scale, crew
-        self.things = vocabulary()
         self.categories = _chosen(demo_categories(), scale)
+        shown = {category.emoji for category in self.categories}
+        others = [thing for thing in vocabulary() if thing.emoji not in shown]
+        self.things = [thing for thing in vocabulary() if thing.emoji in shown] + others[: scale.others]
         rows = {thing.emoji: row for row, thing in enumerate(self.things)}
         self.rows = [rows[category.emoji] for category in self.categories]
 
@@ -142,6 +97,7 @@ class _Builder:
             self.directory / "categories.json",
             [{"name": c.name, "description": c.description, "split": c.split} for c in self.categories],
         )
+        shutil.copyfile(Path(__file__).parent / "ATTRIBUTION.md", self.directory / "ATTRIBUTION.md")
         self._scenes("train", self._train_tokens())
         self._scenes("val", self._val_tokens())
         self._web(clip)
@@ -222,8 +178,9 @@ def _chosen(categories: Sequence[DemoCategory], scale: Scale) -> list[DemoCatego
 class _Crew:
     """Maps functions over items, in this process or in several; either way in the same order."""
 
-    def __init__(self, processes: int, sprites: Path) -> None:
+    def __init__(self, processes: int, sprites: Path, progress: Progress | None) -> None:
         self._sprites = sprites
+        self._progress = progress
         self._pool = worker_pool(processes) if processes > 1 else None
 
     def __enter__(self) -> _Crew:
@@ -242,7 +199,10 @@ class _Crew:
 
     def map(self, function: Callable[..., R], items: Sequence[T]) -> Iterator[R]:
         """`function(item, sprites=FILE)` of each item."""
-        return self._each(partial(function, sprites=self._sprites), items, 24)
+        for result in self._each(partial(function, sprites=self._sprites), items, 24):
+            if self._progress is not None:
+                self._progress.update()
+            yield result
 
     def _each(self, function: Callable[[T], R], items: Sequence[T], chunk: int) -> Iterator[R]:
         if self._pool is None:

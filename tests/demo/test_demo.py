@@ -20,7 +20,7 @@ from pycocotools.coco import COCO
 
 from rpl.demo.run import BUCKET, run_demo
 from rpl.demo.s3 import S3Server
-from rpl.demo.world import TINY
+from rpl.demo.world_files import TINY
 from rpl.errors import BadInput
 from rpl.reasons import Reason
 from rpl.rounds import Node
@@ -116,7 +116,8 @@ class TestDemo:
 
     def test_a_second_call_finds_everything_done(self, demo: Path) -> None:
         code = (
-            "import sys; from pathlib import Path; from rpl.demo.run import run_demo; from rpl.demo.world import TINY; "
+            "import sys; from pathlib import Path; "
+            "from rpl.demo.run import run_demo; from rpl.demo.world_files import TINY; "
             "run_demo(Path(sys.argv[1]), Path(sys.argv[2]), fresh=False, scale=TINY); assert 'torch' not in sys.modules"
         )
         command = [sys.executable, "-c", code, str(demo / ".demo"), str(demo / "demo-output")]

@@ -20,7 +20,8 @@ pytest.importorskip("torch", reason="the demo's world is embedded by a CLIP, whi
 
 from rpl.categories import categories_from_records, read_categories
 from rpl.demo.sprites import demo_categories, vocabulary
-from rpl.demo.world import FULL, TINY, World, build_world
+from rpl.demo.world import build_world
+from rpl.demo.world_files import FULL, TINY, World
 
 
 @pytest.fixture(scope="module")

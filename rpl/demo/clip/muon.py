@@ -20,7 +20,7 @@ def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
     """[R, C] with the singular vectors of `matrix` and singular values near one."""
     a, b, c = _COEFFICIENTS
     is_tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if is_tall else matrix
+    x: Tensor = matrix.T if is_tall else matrix
     x = x / (x.norm() + 1e-7)
     for _ in range(iterations):
         gram = x @ x.T
@@ -31,11 +31,13 @@ def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum, for parameters of two or more axes."""
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.9) -> None:
+    def __init__(
+        self, params: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, momentum: float = 0.9
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # noqa: ARG002 (the base class has it)
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002 (the base class has it)
         for group in self.param_groups:
             for parameter in group["params"]:
                 gradient = parameter.grad

@@ -42,11 +42,11 @@ class Rates:
     other: float = 3e-3
 
 
-def build_model(seed: int) -> nn.Module:
-    """The model of model.json, freshly initialised."""
+def build_model(seed: int) -> Any:
+    """The model of model.json, freshly initialised. An open_clip CLIP, whose attributes torch's types do not know."""
     open_clip = import_open_clip()
     torch.manual_seed(seed)
-    model: nn.Module = open_clip.CLIP(**json.loads((HERE / "model.json").read_text(encoding="utf-8")))
+    model = open_clip.CLIP(**json.loads((HERE / "model.json").read_text(encoding="utf-8")))
     with torch.no_grad():
         # Most of the 49,408 tokens never occur: random signs keep them apart, and compress well in git.
         table = model.token_embedding.weight
@@ -144,7 +144,7 @@ def train(
         loss = contrast + classifier_share(step, steps) * functional.cross_entropy(classifier(features), data.things)
         for optimiser in optimisers:
             optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         for optimiser in optimisers:
             optimiser.step()
         model.logit_scale.data.clamp_(max=math.log(100))
