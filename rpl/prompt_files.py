@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import struct
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +30,23 @@ _MALFORMED = (
     SafetensorError, pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, TypeError, LookupError,
     AttributeError, AssertionError, struct.error,
 )  # fmt: skip
-# What the scheduler in the reference's checkpoints is made of. None of them does anything when it is read.
-_SAFE: list[Any] = [torch.optim.SGD, torch.optim.lr_scheduler.CosineAnnealingLR, defaultdict, dict]
+
+
+class _Ignored:
+    """Stands in for an object in a checkpoint that is not needed; none of its own code runs."""
+
+
+def _plain_dict(*_: object) -> dict[object, object]:
+    return {}
+
+
+# The reference saves its scheduler whole, and with it the optimiser.
+_SAFE: list[Any] = [
+    (_Ignored, "torch.optim.sgd.SGD"),
+    (_Ignored, "torch.optim.lr_scheduler.CosineAnnealingLR"),
+    (_plain_dict, "collections.defaultdict"),
+    dict,
+]
 
 
 @dataclass(frozen=True)
