@@ -26,7 +26,7 @@ _SCHEMA = pa.schema(
 
 
 class FeatureWriter:
-    """Writes the three files into `folder`, row after row, whatever their number.
+    """Writes the three files into `folder`, row after row, whatever their number; a context manager.
 
     Args:
         dim: D.
@@ -38,6 +38,13 @@ class FeatureWriter:
         self._columns: tuple[list[str], list[str], list[int], list[int]] = ([], [], [], [])
         self._view_rows = 0
         self._raw = {name: (folder / f"{name}.raw").open("wb") for name in ("features", "views")}
+
+    def __enter__(self) -> FeatureWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._raw.values():
+            file.close()
 
     def add(self, key: str, split: str, category: int, feature: Half, views: Half) -> None:
         """A picture's feature [D] and views [V, D] or [0, D]."""

@@ -113,13 +113,13 @@ def test_no_more_is_decoded_ahead_than_needed(clip: ClipModel, pictures: list[Pi
 
 def write(folder: Path, numbers: range, views: int) -> None:
     folder.mkdir()
-    writer = FeatureWriter(folder, dim=4, views=views)
-    for number in numbers:
-        feature = np.full(4, number, np.float16)
-        has_views = number % 2 == 0
-        made = np.full((views, 4), number + 0.5, np.float16) if has_views else np.empty((0, 4), np.float16)
-        writer.add(f"key{number}", "train" if has_views else "val", number % 3, feature, made)
-    names = [path.name for path in writer.finish()]
+    with FeatureWriter(folder, dim=4, views=views) as writer:
+        for number in numbers:
+            feature = np.full(4, number, np.float16)
+            has_views = number % 2 == 0
+            made = np.full((views, 4), number + 0.5, np.float16) if has_views else np.empty((0, 4), np.float16)
+            writer.add(f"key{number}", "train" if has_views else "val", number % 3, feature, made)
+        names = [path.name for path in writer.finish()]
     assert names == ["features.npy", "features.parquet", "views.npy"]
     assert sorted(path.name for path in folder.iterdir()) == names  # nothing unfinished stays
 

@@ -25,13 +25,17 @@ def run(ctx: Context) -> None:
     clip = load_clip(settings, device_name(runtime.device))
     labels = _crop_labels(ctx) if ctx.node.round is None else _web_labels(ctx)
     recipe = ViewRecipe(clip.preprocessing, settings.view_scale, ctx.config.seed)
-    writer = FeatureWriter(ctx.scratch, clip.identity.dim, settings.views)
     pictures = _pictures(ctx, labels, settings.views)
-    with ctx.progress(len(labels), "pictures") as progress:
-        for encoded in encode_pictures(clip, pictures, recipe, batch_size=runtime.batch_size, workers=runtime.workers):
-            writer.add(encoded.key, *labels[encoded.key], encoded.feature, encoded.views)
+    encoded = encode_pictures(clip, pictures, recipe, batch_size=runtime.batch_size, workers=runtime.workers)
+    with (
+        FeatureWriter(ctx.scratch, clip.identity.dim, settings.views) as writer,
+        ctx.progress(len(labels), "pictures") as progress,
+    ):
+        for each in encoded:
+            writer.add(each.key, *labels[each.key], each.feature, each.views)
             progress.update()
-    for path in writer.finish():
+        paths = writer.finish()
+    for path in paths:
         ctx.add(path)
     ctx.rows = len(labels)
     ctx.facts = {"encoder": clip.identity.to_facts(), "images": len(labels)}
