@@ -1,4 +1,4 @@
-"""Trains the demo's small CLIP: `python -m rpl.demo.clip.train --out FOLDER` (about 15 minutes on 2 idle cores).
+"""Trains the demo's small CLIP: `python -m rpl.demo.clip.train --out FOLDER` (about 9 minutes on 2 idle cores).
 
 Writes FOLDER/weights.safetensors (fp16), which open_clip loads into the model of model.json. Pictures and
 captions come from pictures.py; the objective is CLIP's (Radford et al. 2021, section 2.3): symmetric
@@ -161,7 +161,7 @@ def train(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for weights.safetensors")
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
