@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ from rpl.encoder import Encoder
 from rpl.errors import BadInput, TryAgain
 from rpl.store import local_copy
 from rpl.text_tower import TextTower, UnfitTower
-from rpl.views import Preprocessing
+from rpl.views import Preprocessing, evaluation_view
 
 _TOKENS_AT_ONCE = 16_384  # bounds the memory of a pass over many texts
 _WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
@@ -75,7 +76,11 @@ class ClipModel:
         """What CLIP multiplies cosines by (the inverse of its temperature)."""
         return float(self._model.logit_scale.exp())
 
-    def preprocess(self, pixels_BHWC: Tensor) -> Tensor:
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """An RGB picture as float32 [3, H, W]: open_clip's evaluation transform."""
+        return self.normalise(torch.from_numpy(evaluation_view(image, self.preprocessing).copy())[None])[0]
+
+    def normalise(self, pixels_BHWC: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] of `rpl.views` as the float32 [B, 3, H, W] that `encode_images` takes, on the device."""
         mean, std = (
             torch.tensor(values, device=self.device)[:, None, None]

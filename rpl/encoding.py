@@ -90,7 +90,7 @@ def encode_pictures(
 def _encode(clip: ClipModel, batch: list[Pixels]) -> npt.NDArray[np.float16]:
     """The features [B, D] of a batch of views, of length 1."""
     filled = batch + [batch[0]] * (_FEWEST_ROWS - len(batch))
-    features_BD = clip.encode_images(clip.preprocess(torch.from_numpy(np.stack(filled))))
+    features_BD = clip.encode_images(clip.normalise(torch.from_numpy(np.stack(filled))))
     unit_BD: npt.NDArray[np.float16] = torch.nn.functional.normalize(features_BD, dim=1).half().cpu().numpy()
     return unit_BD[: len(batch)]
 

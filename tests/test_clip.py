@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from rpl.clip import device_name, import_open_clip, load_clip, reproducible
@@ -68,7 +69,8 @@ def test_a_cut_sequence_is_refused_where_the_whole_is_needed(tmp_path: Path) -> 
 def test_images_are_encoded_by_the_models_own_tower(tmp_path: Path) -> None:
     clip = make_clip(tmp_path)
     pixels = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
-    images = clip.preprocess(pixels)
+    images = clip.normalise(pixels)
+    torch.testing.assert_close(clip.preprocess(Image.fromarray(pixels[1].numpy())), images[1])
     features = clip.encode_images(images)
     assert features.shape == (3, 16) and features.dtype == torch.float32
     torch.testing.assert_close(features, open_clip_model(clip).encode_image(images))

@@ -51,7 +51,7 @@ def test_features_are_those_of_each_picture_alone(clip: ClipModel, pictures: lis
     assert [each.key for each in found] == [each.key for each in pictures]
     for picture, each in zip(pictures, found, strict=True):
         (views,) = cut_views([picture], recipe(clip))
-        features = clip.encode_images(clip.preprocess(torch.from_numpy(np.stack(views))))
+        features = clip.encode_images(clip.normalise(torch.from_numpy(np.stack(views))))
         expected = torch.nn.functional.normalize(features, dim=1).half().numpy()
         assert each.feature.dtype == each.views.dtype == np.float16
         assert each.views.shape == (picture.views, 16)
