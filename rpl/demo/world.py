@@ -148,7 +148,7 @@ class _Builder:
     def _pool(self, clip: ClipModel, pages: Sequence[Page], views: NDArray[np.uint8]) -> None:
         """`views` uint8 [N, S, S, 3]: each page's picture as the CLIP sees it, in page order."""
         blocks = [
-            clip.encode_images(clip.preprocess(torch.from_numpy(views[start : start + _EMBED_BATCH])))
+            clip.encode_images(clip.normalise(torch.from_numpy(views[start : start + _EMBED_BATCH])))
             for start in range(0, len(views), _EMBED_BATCH)
         ]
         vectors = torch.nn.functional.normalize(torch.cat(blocks), dim=-1).half().numpy()
