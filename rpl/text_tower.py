@@ -70,6 +70,11 @@ class TextTower:
         """Of the arithmetic inside; embeddings are cast to it, features come back as float32."""
         return _compute_dtype(self._transformer)
 
+    @property
+    def bytes_per_token(self) -> int:
+        """Activations that a pass keeps for its gradient: about 10 W per layer (measured)."""
+        return 10 * self.width * len(self._transformer.resblocks) * self.dtype.itemsize  # type: ignore[arg-type]
+
     def embed(self, ids_NT: Tensor) -> Tensor:
         """Token embeddings [N, T, W], float32."""
         return self._table_VW[ids_NT.to(self.device)].float()

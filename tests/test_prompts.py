@@ -120,6 +120,28 @@ def test_pieces_of_a_bucket_change_nothing_but_memory(clip: ClipModel) -> None:
     assert len(pieces._buckets) > len(whole._buckets)
 
 
+@pytest.mark.parametrize("graph_bytes", [0, 1_500_000])
+def test_a_pass_in_little_memory_has_the_same_gradient(clip: ClipModel, graph_bytes: int) -> None:
+    tokens = tokenise_prompts(clip, NAMES * 5, DESCRIPTIONS * 5, 1, 1)
+    large = PromptBank(clip.text, tokens, tokens_at_once=200)
+    small = PromptBank(clip.text, tokens, tokens_at_once=200, graph_bytes=graph_bytes)
+    saved = []
+    gradients = []
+    for bank in (large, small):
+        sizes: list[int] = []
+
+        def note(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel() * tensor.element_size())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            features, pullback = bank.features_and_pullback(context(clip, 2))
+            saved.append(sum(sizes))
+        gradients.append(pullback(torch.ones_like(features)))
+    assert torch.equal(*gradients)
+    assert saved[1] < 0.75 * saved[0] and (graph_bytes or saved[1] == 0)
+
+
 def test_some_categories_alone_are_as_among_all(clip: ClipModel) -> None:
     tokens, rows = tokenise_prompts(clip, NAMES, DESCRIPTIONS, 1, 1), np.array([6, 0])
     context_KW = context(clip, 2)
