@@ -40,7 +40,11 @@ class S3Stream(io.RawIOBase):
         self._at, self._end = start, end
         self._etag: str | None = None
         self._body: StreamingBody | None = None
-        self._connect()
+        try:
+            self._connect()
+        except BaseException:
+            self._drop()
+            raise
 
     def readable(self) -> bool:
         return True
@@ -62,7 +66,7 @@ class S3Stream(io.RawIOBase):
             try:
                 if self._body is None:
                     self._connect()
-                assert self._body is not None
+                    continue  # the answer may have told that the end is here
                 block: bytes = self._body.read(size if self._end is None else min(size, self._end - self._at))
                 if block:
                     self._at += len(block)
@@ -96,13 +100,12 @@ class S3Stream(io.RawIOBase):
             if http_status(error) == 412:
                 raise TryAgain(f"{self._uri}: was replaced while it was read; try again.") from error
             raise
+        self._body = answer["Body"]
         if self._at and answer["ResponseMetadata"]["HTTPStatusCode"] != 206:
-            answer["Body"].close()
             raise BadInput(f"{self._uri}: {self._endpoint} does not answer requests for a range; use another server.")
         end = self._at + answer["ContentLength"]
         self._end = end if self._end is None else min(end, self._end)
         self._etag = answer["ETag"]
-        self._body = answer["Body"]
 
     def _drop(self) -> None:
         if self._body is not None:
