@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,14 +12,18 @@ from rpl.demo.s3 import S3Server
 
 
 @pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """SeaweedFS with a bucket and keys of its own; the environment leads to it for the rest of the session."""
-    before = dict(os.environ)
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """SeaweedFS with a bucket and keys of its own, one for all tests."""
     with S3Server(tmp_path_factory.mktemp("s3"), bucket="rpl-tests") as server:
-        os.environ.update(server.environment())
         yield server
-    os.environ.clear()
-    os.environ.update(before)
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The S3 server; for the length of one test the environment leads to it."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return s3_server
 
 
 @pytest.fixture(params=["file", "s3"])

@@ -584,14 +584,14 @@ def test_an_endpoint_from_a_profile_is_another_vendors(monkeypatch: pytest.Monke
 
 
 @pytest.fixture(scope="module")
-def shared_proxy(s3: S3Server) -> Iterator[FlakyProxy]:
+def shared_proxy(s3_server: S3Server) -> Iterator[FlakyProxy]:
     """One for all tests, since each new endpoint costs new clients and a probe of conditional puts."""
-    with flaky_proxy(s3.endpoint) as proxy:
+    with flaky_proxy(s3_server.endpoint) as proxy:
         yield proxy
 
 
 @pytest.fixture
-def proxy(shared_proxy: FlakyProxy, monkeypatch: pytest.MonkeyPatch) -> FlakyProxy:
+def proxy(s3: S3Server, shared_proxy: FlakyProxy, monkeypatch: pytest.MonkeyPatch) -> FlakyProxy:
     shared_proxy.faults = []
     shared_proxy.seen.clear()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", shared_proxy.endpoint)
