@@ -91,8 +91,16 @@ class Learn(Section):
     n_ctx1: int = Field(1, ge=1, le=16, description="Context vectors before the name.")
     n_ctx2: int = Field(1, ge=1, le=16, description="Context vectors between name and description.")
     max_iterations: int = Field(60, ge=1, description="fast: L-BFGS iterations at most.")
+    starts: int = Field(
+        4, ge=1, le=64, description="fast: random starts that race over ten iterations; the best goes on."
+    )
+    balance: float = Field(
+        1.0, ge=0, le=1, description="1: every category weighs the same; 0: every image does, as in the reference."
+    )
     holdout: float = Field(0.1, ge=0, lt=1, description="Share of training crops held out for early stopping.")
-    sourced_weight: float = Field(1.0, ge=0, description="Weight of a sourced image in the loss; a crop weighs 1.")
+    sourced_weight: float = Field(
+        0.2, ge=0, description="Weight of a sourced image in the loss, where a crop weighs 1 (as in the reference)."
+    )
 
 
 class PerSplit(Section):

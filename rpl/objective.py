@@ -38,6 +38,17 @@ class CachedViews:
     def select(self, rows_N: Tensor) -> CachedViews:
         return CachedViews(self.features[rows_N], self.labels[rows_N], self.weights[rows_N])
 
+    def balanced(self, balance: float) -> CachedViews:
+        """The same with weights divided by their category's sum to the power `balance`, scaled to a mean of 1.
+
+        0 leaves every image its own weight, 1 gives every category the same. Validation counts categories alike and
+        novel ones have no images at all, so what the commonest categories like best is not what is wanted.
+        """
+        sums_C = torch.zeros(int(self.labels.max()) + 1, dtype=torch.float64)
+        sums_C.index_add_(0, self.labels, self.weights.double())
+        weights = self.weights.double() * sums_C[self.labels] ** -balance
+        return CachedViews(self.features, self.labels, (weights / weights.mean()).float())
+
     def to(self, device: torch.device) -> CachedViews:
         return CachedViews(self.features.to(device), self.labels.to(device), self.weights.to(device))
 

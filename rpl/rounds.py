@@ -99,6 +99,7 @@ STAGES: dict[str, Stage] = {
             "learn", "Learn the prompt's context vectors", "clip", True, ("seed", "clip", "learn"),
             in_round=(
                 CROPS, CROP_FEATURES,
+                Edge("previous_prompts", "learn", "previous"),
                 Edge("previous_sourced", "curate", "previous"),
                 Edge("previous_web_features", "encode", "previous"),
             ),

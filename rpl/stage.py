@@ -361,7 +361,7 @@ def collect_garbage(run: Run, older_than_s: float) -> list[str]:
         for path, _ in files
     ]
     run.store.delete(doomed)
-    return doomed
+    return [*doomed, *run.store.discard_unfinished(older_than_s)]
 
 
 def outside_files(node: Node, config: RunConfig) -> list[str]:

@@ -66,9 +66,9 @@ def test_a_run_killed_twenty_times_ends_like_one_that_was_left_alone(
             files[name].write_text(dump_config(config))
 
         def start(name: str) -> subprocess.Popen[bytes]:
-            log = (tmp_path / f"{name}.log").open("ab")
             command = [sys.executable, "-m", "jobs.cli", "run", "--config", str(files[name])]
-            return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            with (tmp_path / f"{name}.log").open("ab") as log:
+                return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
         began = time.monotonic()
         assert start("calm").wait(timeout=200) == 0, (tmp_path / "calm.log").read_text()

@@ -19,7 +19,7 @@ from rpl import learning
 from rpl.clip import ClipModel
 from rpl.config import Learn
 from rpl.errors import BadInput
-from rpl.learning import Learned, Task, hold_out, initial_context, learn, rate, step_limit
+from rpl.learning import Learned, Task, hold_out, initial_contexts, learn, rate, step_limit
 from rpl.objective import CachedViews, score
 from rpl.prompts import PromptBank, tokenise_prompts
 from tests.clip_models import make_clip
@@ -49,8 +49,8 @@ def task(clip: ClipModel) -> Task:
     """Features made with a hidden context; the start is another one."""
     bank = PromptBank(clip.text, tokenise_prompts(clip, NAMES, ["a thing"] * len(NAMES), 1, 1))
     hidden = bank.features(torch.randn((2, clip.text.width), generator=torch.Generator().manual_seed(9)))
-    start = initial_context(2, clip.text.width, seed=0)
-    return Task(bank, start, views_of(hidden, 32, 0.15, seed=1), views_of(hidden, 8, 0.15, seed=2), SCALE)
+    starts = initial_contexts(2, 2, clip.text.width, seed=0)
+    return Task(bank, starts, views_of(hidden, 32, 0.15, seed=1), views_of(hidden, 8, 0.15, seed=2), SCALE)
 
 
 def run(task: Task, schedule: str = "fast", seed: int = 0, max_iterations: int = 60) -> Learned:
@@ -89,15 +89,16 @@ def test_the_same_bytes_twice_and_whatever_the_threads(task: Task, schedule: str
 
 
 def test_the_seed_draws_start_and_order(task: Task) -> None:
-    assert torch.equal(initial_context(3, 4, 1), initial_context(3, 4, 1))
-    assert not torch.equal(initial_context(3, 4, 1), initial_context(3, 4, 2))
-    assert float(initial_context(50, 200, 0).std()) == pytest.approx(0.02, rel=0.05)
+    assert torch.equal(initial_contexts(2, 3, 4, 1), initial_contexts(2, 3, 4, 1))
+    assert not torch.equal(initial_contexts(2, 3, 4, 1), initial_contexts(2, 3, 4, 2))
+    assert torch.equal(initial_contexts(5, 3, 4, 1)[:2], initial_contexts(2, 3, 4, 1))
+    assert float(initial_contexts(1, 50, 200, 0).std()) == pytest.approx(0.02, rel=0.05)
     assert not torch.equal(run(task, "reference", seed=1).context, run(task, "reference", seed=2).context)
 
 
 def test_history_has_every_step_and_counts_passes(task: Task) -> None:
     seen: list[object] = []
-    learned = learn(task, Learn(max_iterations=5), 0, seen.append)
+    learned = learn(replace(task, starts=task.starts[:1]), Learn(max_iterations=5), 0, seen.append)
     assert learned.history == seen
     assert [step.step for step in learned.history] == [0, 1, 2, 3, 4, 5]
     passes = [step.passes for step in learned.history]
@@ -133,7 +134,7 @@ def test_without_held_out_crops_the_last_step_is_kept(task: Task) -> None:
 @pytest.mark.parametrize("schedule", ["fast", "reference"])
 def test_a_loss_that_is_no_number_stops_with_a_sentence(task: Task, schedule: str) -> None:
     with pytest.raises(BadInput) as caught:
-        run(replace(task, start=torch.full_like(task.start, torch.nan)), schedule)
+        run(replace(task, starts=torch.full_like(task.starts, torch.nan)), schedule)
     assert str(caught.value) == (
         "learning: the loss is nan in text pass 1; set clip.precision to fp32, and if it is, look for broken weights "
         "in clip.pretrained."
@@ -163,7 +164,7 @@ def test_the_references_rate_by_epoch() -> None:
 def test_the_references_steps_are_sgd_on_shuffled_batches(task: Task) -> None:
     """One epoch in plain arithmetic, from the same gradients."""
     order = torch.randperm(256, generator=torch.Generator().manual_seed(4 + learning.SHUFFLE_SEED))
-    context, momentum = task.start.clone(), torch.zeros_like(task.start)
+    context, momentum = task.starts[0].clone(), torch.zeros_like(task.starts[0])
     one_view = CachedViews(task.train.features[:, :1], task.train.labels, task.train.weights)
     for rows in torch.split(order, 32):
         text_CD, pullback = task.bank.features_and_pullback(context)
@@ -173,7 +174,7 @@ def test_the_references_steps_are_sgd_on_shuffled_batches(task: Task) -> None:
         context = context - 1e-5 * momentum
     learned = run(replace(task, train=one_view), "reference", seed=4)
     torch.testing.assert_close(learned.context, context, rtol=1e-5, atol=1e-8)
-    assert not torch.equal(learned.context, task.start)
+    assert not torch.equal(learned.context, task.starts[0])
 
 
 def test_an_incomplete_batch_is_dropped_and_a_small_set_is_not(task: Task) -> None:
@@ -184,7 +185,30 @@ def test_an_incomplete_batch_is_dropped_and_a_small_set_is_not(task: Task) -> No
         return len(learned.history)
 
     assert (steps(70), steps(64), steps(5)) == (3 * 2, 3 * 2, 3)
-    assert step_limit(task, Learn(max_iterations=7)) == 7
+    assert step_limit(task, Learn(max_iterations=7)) == 7 + 7
+    assert step_limit(task, Learn(max_iterations=30)) == 30 + 10
+
+
+def test_the_best_of_the_starts_goes_on(task: Task) -> None:
+    alone = [learn(replace(task, starts=start[None]), Learn(), 0, lambda _: None) for start in task.starts]
+    steps: list[object] = []
+    raced = learn(task, Learn(), 0, steps.append)
+    assert any(torch.equal(raced.context, each.context) for each in alone)
+    after_race = [each.history[:11] for each in alone]
+    least = [min(step.loss_to_judge_by for step in history) for history in after_race]
+    assert torch.equal(raced.context, alone[least.index(min(least))].context)
+    assert raced.history[-1].passes > alone[least.index(min(least))].history[-1].passes, "the losers' passes count"
+    assert len(steps) <= step_limit(task, Learn()) + len(task.starts)
+
+
+def test_balance_gives_categories_the_same_weight_or_leaves_images_theirs() -> None:
+    labels = torch.tensor([0, 0, 0, 2])
+    views = CachedViews(torch.zeros(4, 1, 2), labels, torch.tensor([1.0, 1.0, 2.0, 1.0]))
+    even = views.balanced(1.0).weights
+    assert float(even[:3].sum()) == pytest.approx(float(even[3]))
+    assert float(even[2]) == pytest.approx(2 * float(even[0]))
+    assert float(even.mean()) == pytest.approx(1.0)
+    torch.testing.assert_close(views.balanced(0.0).weights, views.weights / views.weights.mean())
 
 
 @given(

@@ -9,15 +9,16 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from rpl.categories import Category, categories_from_json
 from rpl.clip import ClipModel, device_name, load_clip, reproducible
 from rpl.encoder import Encoder, check_same
 from rpl.errors import BadInput
 from rpl.features import FeatureSet
-from rpl.learning import Learned, Task, hold_out, initial_context, learn, step_limit
+from rpl.learning import Learned, Task, hold_out, initial_contexts, learn, step_limit
 from rpl.objective import CachedViews
-from rpl.prompt_files import Prompts, write_prompts
+from rpl.prompt_files import Prompts, read_prompts, write_prompts
 from rpl.prompts import PromptBank, tokenise_prompts
 from rpl.stage import Context
 
@@ -106,9 +107,22 @@ def _task(
     base = [category for category in categories if category.split == "base"]
     names, descriptions = [each.name for each in base], [each.description for each in base]
     tokens = tokenise_prompts(clip, names, descriptions, settings.n_ctx1, settings.n_ctx2)
-    start = initial_context(settings.n_ctx1 + settings.n_ctx2, clip.text.width, ctx.config.seed)
-    train, held = train.to(clip.device), holdout.to(clip.device) if holdout is not None else None
-    return Task(PromptBank(clip.text, tokens), start, train, held, clip.logit_scale)
+    train = train.balanced(settings.balance).to(clip.device)
+    held = None if holdout is None else holdout.balanced(settings.balance).to(clip.device)
+    return Task(PromptBank(clip.text, tokens), _starts(ctx, clip), train, held, clip.logit_scale)
+
+
+def _starts(ctx: Context, clip: ClipModel) -> Tensor:
+    """[S, K, W]. `fast` lets what the round before learned race too, so that a round is not worse by a poor start."""
+    settings = ctx.config.learn
+    is_fast = settings.schedule == "fast"
+    count = settings.n_ctx1 + settings.n_ctx2
+    drawn = initial_contexts(settings.starts if is_fast else 1, count, clip.text.width, ctx.config.seed)
+    if not is_fast or not ctx.inputs["previous_prompts"]:
+        return drawn
+    before = read_prompts(ctx.input_file("previous_prompts", "prompts.safetensors"))
+    check_same(clip.identity, before.encoder, f"{ctx.node.path}: the round before learned", "start a new run")
+    return torch.cat([before.context[None], drawn])
 
 
 def _write(ctx: Context, clip: ClipModel, learned: Learned) -> None:
