@@ -32,9 +32,10 @@ def run(ctx: Context) -> None:
     crops = _crops(ctx, categories)
     sourced = _sourced(ctx, categories)
 
-    held = torch.from_numpy(hold_out(crops.labels.numpy(), settings.holdout, seed))
-    train = _joined(crops.select(~held), sourced)
-    holdout = crops.select(held) if bool(held.any()) else None
+    pictures = _joined(crops, sourced)
+    held = torch.from_numpy(hold_out(pictures.labels.numpy(), settings.holdout, seed))
+    train = pictures.select(~held)
+    holdout = pictures.select(held) if bool(held.any()) else None
     task = _task(ctx, clip, categories, train, holdout)
     with reproducible(), ctx.progress(step_limit(task, settings), "steps") as progress:
         learned = learn(task, settings, seed, lambda step: progress.update(int(step.step > 0)))
