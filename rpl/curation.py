@@ -118,9 +118,7 @@ def placeholders(sha256: Sequence[str], url: Sequence[str], most: int) -> Bools:
     return np.array([len(addresses[digest]) > most for digest in sha256], bool)
 
 
-def near_pairs(
-    hashes: npt.NDArray[np.uint64], distance: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def near_pairs(hashes: npt.NDArray[np.uint64], distance: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """All pairs i < j of different 64-bit hashes that differ in at most `distance` bits, each once, in order.
 
     Hashes that near agree entirely in at least one of `distance + 1` bands of bits (pigeonhole), so only hashes that

@@ -29,9 +29,7 @@ FAR = [0x0000_0000_0000_0000, 0xFFFF_FFFF_0000_0000, 0x0F0F_0F0F_0F0F_0F0F, 0xF0
 def pictures(*rows: tuple[int, str, str, int, float]) -> Pictures:
     """Rows of category, url, sha256, phash, score."""
     category, url, sha256, phash, score = zip(*rows, strict=True) if rows else ((), (), (), (), ())
-    return Pictures(
-        np.array(category, np.int32), url, sha256, np.array(phash, np.uint64), np.array(score, np.float32)
-    )
+    return Pictures(np.array(category, np.int32), url, sha256, np.array(phash, np.uint64), np.array(score, np.float32))
 
 
 def test_good_pictures_are_kept_by_rank_and_the_rest_are_spare() -> None:
@@ -288,9 +286,7 @@ def test_a_truth_of_another_form_is_refused(tmp_path: Path, content: bytes | Non
         path.write_bytes(content)
     with pytest.raises(BadInput) as caught:
         stage.run(context(tmp_path / "work", ROWS, truth=str(path)))
-    assert str(caught.value) == (
-        f"{path}: is not a parquet table with columns url and category; correct pool.truth."
-    )
+    assert str(caught.value) == (f"{path}: is not a parquet table with columns url and category; correct pool.truth.")
 
 
 def test_the_yields_name_every_category_once() -> None:

@@ -235,8 +235,10 @@ def test_a_wave_gives_a_verdict_for_each_address(tmp_path: Path, monkeypatch: py
         {"a": jpeg(1), "b": Refused(Reason.TIMED_OUT, ""), "c": b"no", "d": jpeg(1), "e": jpeg(2)}, tmp_path
     )
     first = examine(jpeg(1), Download())
-    assert verdicts["a"] == verdicts["d"] == Verdict(
-        "ok", None, "2023-11-14T22:13:20Z", first.key, first.sha256, first.phash, 96, 80, "image/jpeg"
+    assert (
+        verdicts["a"]
+        == verdicts["d"]
+        == Verdict("ok", None, "2023-11-14T22:13:20Z", first.key, first.sha256, first.phash, 96, 80, "image/jpeg")
     )
     assert verdicts["b"] == Verdict("failed", "timed_out", "2023-11-14T22:13:20Z")
     assert verdicts["c"] == Verdict("refused", "not_an_image", "2023-11-14T22:13:20Z")
@@ -290,9 +292,7 @@ def test_a_senseless_source_date_epoch_gets_a_sentence(monkeypatch: pytest.Monke
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
     with pytest.raises(BadInput) as caught:
         waves.now()
-    assert str(caught.value) == (
-        "SOURCE_DATE_EPOCH: 'yesterday' is not a number of seconds since 1970; correct it."
-    )
+    assert str(caught.value) == ("SOURCE_DATE_EPOCH: 'yesterday' is not a number of seconds since 1970; correct it.")
 
 
 def test_sigterm_in_a_wave_leaves_at_once(tmp_path: Path) -> None:

@@ -249,9 +249,7 @@ def test_pins_serve_their_host_alone(web: Callable[..., WebServer]) -> None:
     assert [(request.host, request.target) for request in server.requests] == [("img.test:443", "/a")]
 
 
-def test_proxies_of_the_environment_are_ignored(
-    web: Callable[..., WebServer], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_proxies_of_the_environment_are_ignored(web: Callable[..., WebServer], monkeypatch: pytest.MonkeyPatch) -> None:
     server = web(a="ok")
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")

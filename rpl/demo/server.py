@@ -167,7 +167,7 @@ class WebServer:
 
     @property
     def address(self) -> str:
-        """"127.0.0.1:PORT", as `runtime.resolve` takes it."""
+        """ "127.0.0.1:PORT", as `runtime.resolve` takes it."""
         return "{}:{}".format(*self._server.server_address[:2])
 
     @property
