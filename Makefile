@@ -54,5 +54,5 @@ lock: $(STAMP) ## Compile the lock files again from pyproject.toml
 	    --output-file $${pair%%:*}.lock ../../pyproject.toml || exit 1; done
 
 clean: ## Remove what the other targets made, but for .venv
-	rm -rf .demo demo-output .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf .demo .bench demo-output .pytest_cache .mypy_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -exec rm -rf {} +

@@ -26,7 +26,7 @@ from rpl.progress import Reporter
 from rpl.results import fetch_results
 
 SEEDS = (0, 1, 2)
-FOLDER = Path(".demo/bench-rounds")
+FOLDER = Path(".bench/rounds")
 RESULT = Path(__file__).parent / "results" / "rounds.json"
 PROMPTS = ("manual", "best_manual", "ensemble", "learned")
 
