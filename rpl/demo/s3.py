@@ -123,6 +123,7 @@ class S3Server:
             return
         assert self._process.stdin is not None
         self._process.stdin.close()
+        self._process.terminate()  # a forked child of ours may still hold the pipe's other end open
         self._process.wait()
         self._process = None
         _remove_sockets(self._known().ports)
