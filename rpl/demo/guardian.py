@@ -1,7 +1,8 @@
 """Runs a command for as long as this process's standard input stays open: `python guardian.py COMMAND ...`.
 
 The input is a pipe whose other end only the parent holds, so the command ends with its parent however that one ends,
-SIGKILL included. So does a SIGTERM to this process. Stopping is SIGTERM, then SIGKILL: a server that hangs on its way out must not outlive its data.
+SIGKILL included; a SIGTERM to this process does the same. Stopping is SIGTERM, then SIGKILL: a server that hangs on its
+way out must not outlive its data.
 Knows nothing of the command; imports nothing of this package, so that it starts at once.
 """
 
