@@ -77,6 +77,13 @@ class Clip(Section):
     views: int = Field(6, ge=1, description="Augmented views per training image; the reference's epochs.")
     view_scale: tuple[float, float] = Field((0.4, 1.0), description="Area of a random resized crop, as a fraction.")
 
+    @property
+    def files(self) -> list[str]:
+        """Places among `model` and `pretrained`; a model's name or a tag is none."""
+        model = [self.model] if self.model.endswith(".json") else []
+        weights = self.pretrained
+        return model + ([weights] if weights is not None and ("/" in weights or "." in weights) else [])
+
     @model_validator(mode="after")
     def _scale_in_order(self) -> Clip:
         if not 0 < self.view_scale[0] <= self.view_scale[1] <= 1:
@@ -259,8 +266,7 @@ def absolute(config: RunConfig, folder: Path) -> RunConfig:
     clip = config.clip
     # A model name or a tag is not a path; only what names a file beside the config is.
     model = place(clip.model) if clip.model.endswith(".json") else clip.model
-    is_file = clip.pretrained is not None and ("/" in clip.pretrained or "." in clip.pretrained)
-    pretrained = place(clip.pretrained) if is_file else clip.pretrained
+    pretrained = place(clip.pretrained) if clip.pretrained in clip.files else clip.pretrained
     pool, categories, data = config.pool, config.categories, config.data
     return config.model_copy(
         update={

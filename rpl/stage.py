@@ -373,10 +373,7 @@ def outside_files(node: Node, config: RunConfig) -> list[str]:
     if node.stage == "index":
         return [uri for uri in (config.pool.vectors, config.pool.metadata) if uri]
     if node.stage in ("encode", "learn", "embed"):
-        clip = config.clip
-        files = [clip.model] if clip.model.endswith(".json") else []
-        is_file = clip.pretrained is not None and ("/" in clip.pretrained or "." in clip.pretrained)
-        return files + ([clip.pretrained] if is_file and clip.pretrained else [])
+        return config.clip.files
     if node.stage == "curate" and config.pool.truth:
         return [config.pool.truth]
     if node.stage == "report":
