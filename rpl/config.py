@@ -248,6 +248,7 @@ def dump_config(config: RunConfig) -> str:
     out = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
+    yaml.allow_unicode = False  # written as themselves, some line separators are read back as spaces
     yaml.dump(config.model_dump(mode="json"), out)
     return out.getvalue()
 
