@@ -249,6 +249,7 @@ def dump_config(config: RunConfig) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.allow_unicode = False  # written as themselves, some line separators are read back as spaces
+    yaml.width = 1 << 30  # a folded line loses the space at its fold where the text around it is escaped
     yaml.dump(config.model_dump(mode="json"), out)
     return out.getvalue()
 

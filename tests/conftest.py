@@ -6,9 +6,14 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from rpl.demo.s3 import S3Server
+
+# No test fails because the machine is busy: hypothesis' default is a deadline of 200 ms for each example.
+hypothesis.settings.register_profile("rpl", deadline=None)
+hypothesis.settings.load_profile("rpl")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rpl.config import RunConfig, dump_config, json_schema, load_config, parse_config, template
@@ -43,7 +43,8 @@ def test_the_template_is_complete_and_valid() -> None:
     assert "# Seed of every random choice." in text
 
 
-@given(st.integers(0, 2**31 - 1), st.text(min_size=1, max_size=30), st.floats(0, 10))
+@example(1302, "الكل في المجمو عة", 3.484795471707707)
+@given(st.integers(0, 2**31 - 1), st.text(min_size=1, max_size=200), st.floats(0, 10))
 def test_configurations_round_trip(seed: int, agent: str, factor: float) -> None:
     config = parse_config(MINIMAL, "my.yaml")
     config = RunConfig.model_validate(

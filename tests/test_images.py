@@ -125,7 +125,7 @@ def test_only_the_first_frame_of_an_animation_is_read() -> None:
         assert np.allclose(decode_image(data, max_pixels=64).getpixel((4, 4)), RED, atol=3)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(FORMATS), st.data())
 def test_mangled_bytes_decode_or_are_refused_and_nothing_else(kind: str, data: st.DataObject) -> None:
     whole = bytearray(encoded(noise(24, 24), kind))

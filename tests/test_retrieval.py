@@ -9,7 +9,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rpl.retrieval import in_order, rounding_margin, search_blocks
@@ -40,7 +40,6 @@ def brute_force(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.nd
     return best, found
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_equals_brute_force_to_the_bit(data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))

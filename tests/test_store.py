@@ -315,7 +315,7 @@ PART = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",
 PATHS = st.lists(PART.filter(lambda part: part not in (".", "..")), min_size=1, max_size=3).map("/".join)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(path=PATHS.filter(lambda path: ".tmp-" not in path), data=st.binary(max_size=64))
 def test_any_name_round_trips_in_a_folder(tmp_path_factory: pytest.TempPathFactory, path: str, data: bytes) -> None:
     store = open_store(str(tmp_path_factory.mktemp("any")))
