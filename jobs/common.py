@@ -117,7 +117,8 @@ def _run_stage(stage: str, run_uri: str, round_text: str | None, shard_text: str
         shards = [shards[parse_shard(shard_text, len(shards))]]
     try:
         for shard in shards:
-            outcome = run_shard(run, node, shard, reporter)
+            # Under torchrun all ranks work, and the first one writes.
+            outcome = run_shard(run, node, shard, reporter, commits=os.environ.get("RANK", "0") == "0")
             reporter.say(f"{node.path} {shard}: {outcome}")
     finally:
         run.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import textwrap
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -91,12 +92,23 @@ class Clip(Section):
         return self
 
 
+DEFAULT_LAYOUT = "{ctx1} {name} {ctx2} {description}."
+"""PromptDet's prompt."""
+
+
 class Learn(Section):
     schedule: Literal["fast", "reference"] = Field(
         "fast", description="fast: full-batch L-BFGS; reference: SGD, batch 32, an epoch per view, cosine."
     )
     n_ctx1: int = Field(1, ge=1, le=16, description="Context vectors before the name.")
     n_ctx2: int = Field(1, ge=1, le=16, description="Context vectors between name and description.")
+    layouts: tuple[str, ...] = Field(
+        (DEFAULT_LAYOUT,), min_length=1, max_length=16,
+        description="Order of a prompt's parts; of several, a category's embedding is the mean.",
+    )  # fmt: skip
+    class_specific: bool = Field(
+        False, description="Context vectors of its own for each base category (CoOp); novel ones take their mean."
+    )
     max_iterations: int = Field(60, ge=1, description="fast: L-BFGS iterations at most.")
     starts: int = Field(
         4, ge=1, le=64, description="fast: random starts that race over ten iterations; the best goes on."
@@ -108,6 +120,21 @@ class Learn(Section):
     sourced_weight: float = Field(
         0.2, ge=0, description="Weight of a sourced image in the loss, where a crop weighs 1 (as in the reference)."
     )
+
+    @model_validator(mode="after")
+    def _layouts_read_well(self) -> Learn:
+        for layout in self.layouts:
+            parts = re.findall(r"\{([^{}]*)\}", layout)
+            rest = re.sub(r"\{[^{}]*\}", "", layout)
+            is_whole = sorted(set(parts) - {"description"}) == ["ctx1", "ctx2", "name"] and len(parts) == len(
+                set(parts)
+            )
+            if not is_whole or "{" in rest or "}" in rest or "description" in parts[:3]:
+                raise ValueError(
+                    f"layout {layout!r} must hold {{ctx1}}, {{ctx2}} and {{name}} once each, and behind them may hold "
+                    "{description}"
+                )
+        return self
 
 
 class PerSplit(Section):

@@ -14,11 +14,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-_LOGITS_AT_ONCE = 2**20  # 4 MB, so that a block stays in a core's cache
+from rpl.ranks import ALONE, Ranks
+
+# On a CPU 4 MB, so that a block stays in a core's cache; on a GPU 256 MB, so that starting it costs little.
+_LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}
+_LANES = 16  # parts at most that ranks share out; sums run over them in order
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,14 @@ class CachedViews:
 
     def select(self, rows_N: Tensor) -> CachedViews:
         return CachedViews(self.features[rows_N], self.labels[rows_N], self.weights[rows_N])
+
+    def narrowed(self, categories: npt.NDArray[np.int64]) -> CachedViews:
+        """The images of some categories, which are renumbered in the given order."""
+        number_C = torch.full((int(max(categories.max(), int(self.labels.max()))) + 1,), -1)
+        number_C[torch.from_numpy(categories)] = torch.arange(len(categories))
+        labels = number_C.to(self.labels.device)[self.labels]
+        rows = torch.nonzero(labels >= 0)[:, 0]
+        return CachedViews(self.features[rows], labels[rows], self.weights[rows])
 
     def balanced(self, balance: float) -> CachedViews:
         """The same with weights divided by their category's sum to the power `balance`, scaled to a mean of 1.
@@ -64,29 +78,59 @@ class Scores:
 
 
 @torch.no_grad()
-def score(text_CD: Tensor, views: CachedViews, logit_scale: float, *, with_gradient: bool = False) -> Scores:
-    """The loss of text features (float32, not normalised) on `views`, and its gradient by them."""
+def score(
+    text_CD: Tensor, views: CachedViews, logit_scale: float, *, with_gradient: bool = False, ranks: Ranks = ALONE
+) -> Scores:
+    """The loss of text features (float32, not normalised) on `views`, and its gradient by them.
+
+    `ranks` share the views out; each calls with the same ones.
+    """
     lengths_C1 = text_CD.norm(dim=1, keepdim=True)
     unit_CD = text_CD / lengths_C1
-    count_N, count_V, dim = views.features.shape
-    share_N = views.weights.double() / (views.weights.double().sum() * count_V)
-    loss = torch.zeros((), dtype=torch.float64, device=text_CD.device)
-    hits = torch.zeros_like(loss)
-    gradient_CD = torch.zeros_like(unit_CD)
-    at_once = max(1, _LOGITS_AT_ONCE // (count_V * len(text_CD)))
-    for rows in torch.split(torch.arange(count_N, device=text_CD.device), at_once):
-        views_BD = views.features[rows].reshape(-1, dim).float()
-        labels_B = views.labels[rows].repeat_interleave(count_V)
-        share_B = share_N[rows].repeat_interleave(count_V)
-        logits_BC = (views_BD @ unit_CD.T).mul_(logit_scale)
-        hits += ((logits_BC.argmax(1) == labels_B) * share_B).sum()
-        log_p_BC = functional.log_softmax(logits_BC, dim=1)
-        loss -= (log_p_BC.gather(1, labels_B[:, None])[:, 0] * share_B).sum()
+    logits = _LOGITS_AT_ONCE.get(text_CD.device.type, _LOGITS_AT_ONCE["cpu"])
+    at_once = max(1, logits // (views.features.shape[1] * len(text_CD)))
+    blocks = torch.split(torch.arange(len(views), device=text_CD.device), at_once)
+    lanes = [lane.tolist() for lane in np.array_split(np.arange(len(blocks)), min(_LANES, len(blocks)))]
+    owners = ranks.owners([len(lane) for lane in lanes])
+    share_N = views.weights.double() / (views.weights.double().sum() * views.features.shape[1])
+    sums, gradients = [], []
+    for lane, owner in zip(lanes, owners, strict=True):
+        sums.append(torch.zeros(2, dtype=torch.float64, device=text_CD.device))
         if with_gradient:
-            error_BC = log_p_BC.exp_()
-            error_BC[torch.arange(len(labels_B), device=labels_B.device), labels_B] -= 1
-            gradient_CD.addmm_(error_BC.mul_((share_B * logit_scale).float()[:, None]).T, views_BD)
+            gradients.append(torch.zeros_like(unit_CD))
+        if owner == ranks.index:
+            for block in lane:
+                _add_block(
+                    unit_CD, views, blocks[block], share_N, logit_scale=logit_scale, sums=sums[-1],
+                    gradient_CD=gradients[-1] if with_gradient else None,
+                )  # fmt: skip
+    ranks.hand_out(sums, owners)
+    loss, hits = torch.stack(sums).sum(0).tolist()
     if not with_gradient:
-        return Scores(float(loss), float(hits), None)
+        return Scores(loss, hits, None)
+    ranks.hand_out(gradients, owners)
+    gradient_CD = gradients[0]
+    for gradient in gradients[1:]:
+        gradient_CD += gradient
     along_C1 = (gradient_CD * unit_CD).sum(1, keepdim=True)
-    return Scores(float(loss), float(hits), (gradient_CD - along_C1 * unit_CD) / lengths_C1)
+    return Scores(loss, hits, (gradient_CD - along_C1 * unit_CD) / lengths_C1)
+
+
+def _add_block(
+    unit_CD: Tensor, views: CachedViews, rows: Tensor, share_N: Tensor, *, logit_scale: float,
+    sums: Tensor, gradient_CD: Tensor | None,
+) -> None:  # fmt: skip
+    """Add the images at `rows` to [loss, hits] and to the gradient by the normalised text features."""
+    count_V = views.features.shape[1]
+    views_BD = views.features[rows].reshape(-1, views.features.shape[2]).float()
+    labels_B = views.labels[rows].repeat_interleave(count_V)
+    share_B = share_N[rows].repeat_interleave(count_V)
+    logits_BC = (views_BD @ unit_CD.T).mul_(logit_scale)
+    hits = ((logits_BC.argmax(1) == labels_B) * share_B).sum()
+    log_p_BC = functional.log_softmax(logits_BC, dim=1)
+    loss = -(log_p_BC.gather(1, labels_B[:, None])[:, 0] * share_B).sum()
+    sums += torch.stack([loss, hits])
+    if gradient_CD is not None:
+        error_BC = log_p_BC.exp_()
+        error_BC[torch.arange(len(labels_B), device=labels_B.device), labels_B] -= 1
+        gradient_CD.addmm_(error_BC.mul_((share_B * logit_scale).float()[:, None]).T, views_BD)

@@ -10,7 +10,7 @@ import json
 import pickle
 import struct
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rpl.config import DEFAULT_LAYOUT
 from rpl.encoder import Encoder
 from rpl.errors import BadInput
 
@@ -51,7 +52,10 @@ _SAFE: list[Any] = [
 
 @dataclass(frozen=True)
 class Prompts:
-    """Context vectors, float32: ctx1 [n_ctx1, W] before the name, ctx2 [n_ctx2, W] before the description."""
+    """Context vectors, float32: ctx1 [n_ctx1, W] before the name, ctx2 [n_ctx2, W] before the description.
+
+    Class-specific ones have a further dimension in front, one row for each of `names`.
+    """
 
     ctx1: Tensor
     ctx2: Tensor
@@ -59,15 +63,40 @@ class Prompts:
     """The CLIP they were learned on; on another they mean nothing."""
     settings: Mapping[str, Any]
     """The configuration's section `learn`, and the seed."""
+    names: tuple[str, ...] | None = None
+    """Categories of class-specific vectors; None: the vectors are shared by all."""
 
     @property
     def context(self) -> Tensor:
-        """[K, W], ctx1 first, as `rpl.prompts` wants it."""
-        return torch.cat([self.ctx1, self.ctx2])
+        """[K, W] or [names, K, W], ctx1 first, as `rpl.prompts` wants it."""
+        return torch.cat([self.ctx1, self.ctx2], dim=-2)
+
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        """In which the vectors were learned."""
+        return tuple(self.settings.get("layouts", (DEFAULT_LAYOUT,)))
+
+    def context_for(self, names: Sequence[str]) -> Tensor:
+        """Context of these categories: [K, W] if shared, else [len(names), K, W].
+
+        A category that class-specific vectors were not learned for takes the mean of those that were.
+        """
+        context = self.context
+        if self.names is None:
+            return context
+        mean = context.mean(0)
+        row = {name: context[number] for number, name in enumerate(self.names)}
+        return torch.stack([row.get(name, mean) for name in names])
 
 
 def write_prompts(path: Path, prompts: Prompts) -> None:
-    metadata = {"format": _FORMAT, "encoder": prompts.encoder.to_facts(), "settings": dict(prompts.settings)}
+    metadata: dict[str, Any] = {
+        "format": _FORMAT,
+        "encoder": prompts.encoder.to_facts(),
+        "settings": dict(prompts.settings),
+    }
+    if prompts.names is not None:
+        metadata["names"] = prompts.names
     tensors = {"ctx1": prompts.ctx1.contiguous(), "ctx2": prompts.ctx2.contiguous()}
     save_file(tensors, path, metadata={_METADATA: json.dumps(metadata, sort_keys=True)})
 
@@ -82,13 +111,14 @@ def read_prompts(path: Path) -> Prompts:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads(file.metadata()[_METADATA])
             tensors = {name: file.get_tensor(name) for name in ("ctx1", "ctx2")}
-        encoder, settings = Encoder.from_facts(metadata["encoder"]), metadata["settings"]
+        encoder, settings = Encoder.from_facts(metadata["encoder"]), dict(metadata["settings"])
+        names = tuple(str(name) for name in metadata["names"]) if "names" in metadata else None
     except _MALFORMED as error:
         raise BadInput(
             f"{path}: does not hold learned prompts; give a prompts.safetensors that learn wrote."
         ) from error
-    ctx1, ctx2 = _checked(tensors, path)
-    return Prompts(ctx1, ctx2, encoder, settings)
+    ctx1, ctx2 = _checked(tensors, path, None if names is None else len(names))
+    return Prompts(ctx1, ctx2, encoder, settings, names)
 
 
 def read_reference_checkpoint(path: Path) -> tuple[Tensor, Tensor, int]:
@@ -108,7 +138,7 @@ def read_reference_checkpoint(path: Path) -> tuple[Tensor, Tensor, int]:
         raise BadInput(
             f"{path}: is not a checkpoint of the reference's prompt learner; give a model.pth.tar-N of its output."
         ) from error
-    return *_checked(tensors, path), epoch
+    return *_checked(tensors, path, None), epoch
 
 
 def write_reference_checkpoint(path: Path, ctx1: Tensor, ctx2: Tensor, epoch: int, embedding: Tensor | None) -> None:
@@ -125,13 +155,15 @@ def write_reference_checkpoint(path: Path, ctx1: Tensor, ctx2: Tensor, epoch: in
     torch.save({"state_dict": state, "epoch": epoch, "optimizer": None, "scheduler": None}, path)
 
 
-def _checked(tensors: Mapping[str, Any], path: Path) -> tuple[Tensor, Tensor]:
+def _checked(tensors: Mapping[str, Any], path: Path, rows: int | None) -> tuple[Tensor, Tensor]:
+    """`rows`: of class-specific vectors; None for shared ones."""
     for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor) or tensor.ndim != 2 or not tensor.is_floating_point():
+        shape = list(tensor.shape) if isinstance(tensor, Tensor) and tensor.is_floating_point() else []
+        if len(shape) != (2 if rows is None else 3) or shape[:-2] != ([] if rows is None else [rows]):
             raise BadInput(f"{path}: {name} is not a table of context vectors; give a file of learned prompts.")
         if not bool(tensor.isfinite().all()):
             raise BadInput(f"{path}: {name} holds values that are not numbers; learn the prompts again.")
     ctx1, ctx2 = (tensor.detach().float() for tensor in tensors.values())
-    if ctx1.shape[1] != ctx2.shape[1]:
-        raise BadInput(f"{path}: ctx1 and ctx2 differ in width ({ctx1.shape[1]}, {ctx2.shape[1]}); learn them again.")
+    if ctx1.shape[-1] != ctx2.shape[-1]:
+        raise BadInput(f"{path}: ctx1 and ctx2 differ in width ({ctx1.shape[-1]}, {ctx2.shape[-1]}); learn them again.")
     return ctx1, ctx2

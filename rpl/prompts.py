@@ -1,184 +1,195 @@
-"""Prompts with learned context vectors: `[ctx1] name [ctx2] description .` for every category, as tensors.
+"""Text features of prompts with learned context vectors, for all categories at once, and gradients by the vectors.
 
-PromptDet (Feng et al. 2022, section 3.3): the context vectors stand where word embeddings would, are shared by all
-categories, and are all that is learned. Knows nothing of losses, optimisers or files. Prompts are sorted by length
-into few buckets, so that a pass is hardly longer than its texts; their fixed embeddings are looked up once, and a
-pass puts the context vectors into their places for all categories at once.
+PromptDet (Feng et al. 2022, section 3.3): the context vectors stand where word embeddings would, and are all that is
+learned. Knows nothing of losses, optimisers or files; `rpl.prompt_tokens` says what a prompt is. Prompts are sorted by
+length into few buckets, so that a pass is hardly longer than its texts; their fixed embeddings are looked up once, and
+a pass puts the context vectors into their places for all categories at once.
 
-Letters: C categories, T tokens, W width of the text tower, K context vectors (first ctx1's, then ctx2's),
-D dimension of the shared space.
+Letters: C categories, N prompts, P prompts of a piece, T tokens, W width of the text tower, K context vectors,
+D dimension of the shared space, M prompts of each category.
 """
 
 from __future__ import annotations
 
 import itertools
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from rpl.clip import ClipModel
-from rpl.errors import BadInput
+from rpl.prompt_tokens import PromptTokens
+from rpl.ranks import ALONE, Ranks
 from rpl.text_tower import TextTower
 
-_PLACEHOLDER = 0  # id under a context vector; its embedding is never used
 _BUCKETS = 6  # at most
 _BUCKET_COST = 256  # a further pass costs about as much as so many tokens
-_TOKENS_AT_ONCE = 16_384  # bounds the memory of one pass through the tower
+# Bounds the memory of one pass through the tower, and is what ranks share out. A GPU wants larger pieces.
+_TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 16_384}
 _GRAPH_BYTES = 4 * 2**30  # activations kept between a pass and its gradient: 1,200 prompts of ViT-B/32 stay below 8 GiB
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
-class PromptTokens:
-    """Token ids of all prompts, and where the context vectors go."""
-
-    ids: Tensor
-    """int64 [C, T], T of the longest; zeros behind the end token and under context vectors."""
-    lengths: Tensor
-    """int64 [C], tokens of each prompt, start and end included."""
-    slots: Tensor
-    """int64 [C, K], position of each context vector."""
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def select(self, rows: npt.NDArray[np.integer]) -> PromptTokens:
-        """The prompts of some categories, in the order of `rows`."""
-        chosen = torch.from_numpy(rows.astype(np.int64))
-        return PromptTokens(self.ids[chosen], self.lengths[chosen], self.slots[chosen])
-
-
-def tokenise_prompts(
-    clip: ClipModel, names: Sequence[str], descriptions: Sequence[str], n_ctx1: int, n_ctx2: int
-) -> PromptTokens:
-    """Prompts as the reference builds them, `X name X description.`, with X the places of context vectors.
-
-    A category without a description reads `[ctx1] name [ctx2] .`: ctx2 stays, so that both contexts act on every
-    category. A prompt that is too long for the tower loses the end of its description, with a warning in the log.
-
-    Raises:
-        BadInput: a name alone does not fit into the tower.
-    """
-    ids, lengths, slots = [], [], []
-    room = clip.context_length
-    for name, description in zip(names, descriptions, strict=True):
-        before = [clip.start_token, *[_PLACEHOLDER] * n_ctx1, *clip.token_ids(name)]
-        head = [*before, *[_PLACEHOLDER] * n_ctx2]
-        if len(head) >= room:
-            raise BadInput(f"category {name[:60]!r}: its name alone fills the {room} tokens of a prompt; shorten it.")
-        tail = clip.token_ids(f"{description}.")
-        if len(head) + len(tail) >= room:
-            log.warning("category %r: its description is cut, since a prompt has room for %d tokens", name, room)
-        whole = [*(head + tail)[: room - 1], clip.end_token]
-        ids.append(whole + [0] * (room - len(whole)))
-        lengths.append(len(whole))
-        slots.append([*range(1, 1 + n_ctx1), *range(len(before), len(head))])
-    ids_CT = torch.tensor(ids, dtype=torch.int64).reshape(len(ids), room)[:, : max(lengths, default=0)]
-    slots_CK = torch.tensor(slots, dtype=torch.int64).reshape(len(ids), n_ctx1 + n_ctx2)
-    return PromptTokens(ids_CT, torch.tensor(lengths, dtype=torch.int64), slots_CK)
-
-
-def fill_template(template: str, name: str, description: str) -> str:
-    """A hand-written prompt; the name stands in for a description that is not there."""
-    return template.format(name=name, description=description or name)
-
-
-@dataclass(frozen=True)
-class _Bucket:
-    """Prompts padded to one length: rows [C] of the bank, embeddings [C, T, W], slots [C, K], end tokens [C]."""
+class _Piece:
+    """Prompts of one length, or padded to it: a pass through the tower."""
 
     rows: Tensor
+    """int64 [P], the prompts, as rows of the bank's tokens."""
+    categories: Tensor
+    """int64 [P]"""
     embeddings: Tensor
+    """[P, T, W]"""
     slots: Tensor
+    """int64 [P, K]"""
     ends: Tensor
+    """int64 [P]"""
 
-    def fill(self, context_KW: Tensor) -> Tensor:
-        """Embeddings [C, T, W] with the context vectors in their places."""
-        categories_C1 = torch.arange(len(self.rows), device=self.rows.device)[:, None]
-        values_CKW = context_KW.expand(len(self.rows), *context_KW.shape)
-        return self.embeddings.index_put((categories_C1, self.slots), values_CKW)
+    def own(self, context: Tensor) -> Tensor:
+        """The context vectors that act on this piece: [K, W], or [P, K, W] of each prompt's category."""
+        return context if context.ndim == 2 else context[self.categories]
+
+    def fill(self, own: Tensor) -> Tensor:
+        """Embeddings [P, T, W] with the context vectors in their places."""
+        prompts_P1 = torch.arange(len(self.rows), device=self.rows.device)[:, None]
+        return self.embeddings.index_put((prompts_P1, self.slots), own.expand(len(self.rows), *own.shape[-2:]))
+
+    def add(self, total: Tensor, gradient: Tensor) -> None:
+        """Add a gradient by `own` to one by the whole context."""
+        if total.ndim == 2:
+            total += gradient
+        else:
+            total.index_add_(0, self.categories, gradient)
 
 
 class PromptBank:
     """The prompts of some categories, ready for passes through a text tower.
 
+    A context is [K, W], shared by all categories, or [C, K, W], one for each. With several layouts a category's
+    feature is the mean of its prompts' features at length 1; with one it is that prompt's, as the tower gives it.
+
     Args:
-        tokens_at_once: a pass through the tower holds at most about so many tokens.
+        tokens_at_once: a pass through the tower holds at most about so many tokens; by default what suits the device.
         graph_bytes: a pass keeps at most so much for its gradient; what is beyond is computed a second time.
+        ranks: the processes that share the passes; each asks for the same ones, in the same order.
     """
 
     def __init__(
-        self, tower: TextTower, tokens: PromptTokens, tokens_at_once: int = _TOKENS_AT_ONCE,
-        graph_bytes: int = _GRAPH_BYTES,
+        self, tower: TextTower, tokens: PromptTokens, *, tokens_at_once: int | None = None,
+        graph_bytes: int = _GRAPH_BYTES, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
-        self._tower = tower
-        self._count = len(tokens)
-        self.token_count = 0
+        self.tower, self.tokens, self.ranks = tower, tokens, ranks
+        at_once = tokens_at_once or _TOKENS_AT_ONCE.get(tower.device.type, _TOKENS_AT_ONCE["cpu"])
+        pieces = [piece for bucket in self._buckets() for piece in _cut(*bucket, at_once)]
+        sizes = [len(rows) * length for length, rows in pieces]
+        self.token_count = sum(sizes)
         """Tokens of one pass over all categories, padding included."""
-        self._buckets = list(self._make_buckets(tokens, tokens_at_once))
-        graphs = np.cumsum([bucket.embeddings[..., 0].numel() * tower.bytes_per_token for bucket in self._buckets])
-        self._kept = int(np.searchsorted(graphs, graph_bytes, side="right"))
+        self._owners = ranks.owners(sizes)
+        mine = [size * (owner == ranks.index) for size, owner in zip(sizes, self._owners, strict=True)]
+        # A piece's gradient is worth keeping while the graphs up to it fit.
+        self._is_kept: list[bool] = (np.cumsum(mine) * tower.bytes_per_token <= graph_bytes).tolist()
+        self._pieces = [self._make_piece(*piece) for piece in pieces]
 
-    def features(self, context_KW: Tensor) -> Tensor:
-        """Text features [C, D], float32, not normalised; without gradients, in little memory."""
+    def __len__(self) -> int:
+        """C"""
+        return self.tokens.categories
+
+    def features(self, context: Tensor) -> Tensor:
+        """Text features [C, D], float32; without gradients, in little memory."""
         with torch.no_grad():
-            return self._in_order([self._pass(bucket, context_KW) for bucket in self._buckets])
+            parts = [self._forward(piece, piece.own(context), owner) for piece, owner in self._shared_out()]
+            self.ranks.hand_out(parts, self._owners)
+            return self._means(self._in_order(parts))
 
-    def features_and_pullback(self, context_KW: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Text features [C, D], and a function that takes a loss's gradient by them [C, D] to that by `context_KW`.
+    def features_and_pullback(self, context: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Text features [C, D], and a function that takes a loss's gradient by them [C, D] to that by `context`.
 
         The function holds the pass's activations, and may be called once.
         """
-        context_KW = context_KW.detach().requires_grad_()
-        parts = []
-        for number, bucket in enumerate(self._buckets):
-            with torch.set_grad_enabled(number < self._kept):
-                parts.append(self._pass(bucket, context_KW))
+        owns, parts = [], []
+        for (piece, owner), is_kept in zip(self._shared_out(), self._is_kept, strict=True):
+            owns.append(piece.own(context).detach().requires_grad_())
+            with torch.set_grad_enabled(is_kept):
+                parts.append(self._forward(piece, owns[-1], owner))
+        found = [part.detach() for part in parts]
+        self.ranks.hand_out(found, self._owners)
+        prompts_ND = self._in_order(found)
 
         def pullback(gradient_CD: Tensor) -> Tensor:
+            gradient_ND = self._gradient_of_means(prompts_ND, gradient_CD)
             # Half precision loses numbers below 6e-8: the gradient travels scaled to 1, and is scaled back at the end.
-            scale = gradient_CD.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-            total_KW = torch.zeros_like(context_KW)
-            for bucket, part in zip(self._buckets, parts, strict=True):
-                if not part.requires_grad:
-                    with torch.enable_grad():
-                        part = self._pass(bucket, context_KW)
-                total_KW += torch.autograd.grad(part, context_KW, gradient_CD[bucket.rows] / scale)[0]
-            return total_KW * scale
+            scale = gradient_ND.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+            gradients = [
+                self._backward(piece, own, part, gradient_ND[piece.rows] / scale, owner)
+                for (piece, owner), own, part in zip(self._shared_out(), owns, parts, strict=True)
+            ]
+            self.ranks.hand_out(gradients, self._owners)
+            total = torch.zeros_like(context, dtype=torch.float32)
+            for piece, gradient in zip(self._pieces, gradients, strict=True):
+                piece.add(total, gradient)
+            return total * scale
 
-        return self._in_order([part.detach() for part in parts]), pullback
+        return self._means(prompts_ND), pullback
 
-    def _pass(self, bucket: _Bucket, context_KW: Tensor) -> Tensor:
-        return self._tower.features(bucket.fill(context_KW), bucket.ends)
+    def _shared_out(self) -> Iterator[tuple[_Piece, int]]:
+        return zip(self._pieces, self._owners, strict=True)
+
+    def _forward(self, piece: _Piece, own: Tensor, owner: int) -> Tensor:
+        if owner != self.ranks.index:
+            return torch.empty((len(piece.rows), self.tower.dim), device=self.tower.device)
+        return self.tower.features(piece.fill(own), piece.ends)
+
+    def _backward(self, piece: _Piece, own: Tensor, part: Tensor, gradient_PD: Tensor, owner: int) -> Tensor:
+        if owner != self.ranks.index:
+            return torch.empty_like(own)
+        if not part.requires_grad:
+            with torch.enable_grad():
+                part = self._forward(piece, own, owner)
+        return torch.autograd.grad(part, own, gradient_PD)[0]
+
+    def _means(self, prompts_ND: Tensor) -> Tensor:
+        if self.tokens.layouts == 1:
+            return prompts_ND
+        units_CMD = functional.normalize(prompts_ND, dim=1).reshape(len(self), self.tokens.layouts, -1)
+        return units_CMD.mean(1)
+
+    def _gradient_of_means(self, prompts_ND: Tensor, gradient_CD: Tensor) -> Tensor:
+        """The gradient by each prompt's feature, from that by their means."""
+        if self.tokens.layouts == 1:
+            return gradient_CD
+        lengths_N1 = prompts_ND.norm(dim=1, keepdim=True)
+        units_ND = prompts_ND / lengths_N1
+        each_ND = gradient_CD.repeat_interleave(self.tokens.layouts, dim=0) / self.tokens.layouts
+        along_N1 = (each_ND * units_ND).sum(1, keepdim=True)
+        return torch.div(each_ND - along_N1 * units_ND, lengths_N1)
 
     def _in_order(self, parts: list[Tensor]) -> Tensor:
-        features_CD = torch.empty((self._count, parts[0].shape[1]), device=parts[0].device)
-        for bucket, part in zip(self._buckets, parts, strict=True):
-            features_CD[bucket.rows] = part
-        return features_CD
+        prompts_ND = torch.empty((len(self.tokens.ids), self.tower.dim), device=self.tower.device)
+        for piece, part in zip(self._pieces, parts, strict=True):
+            prompts_ND[piece.rows] = part
+        return prompts_ND
 
-    def _make_buckets(self, tokens: PromptTokens, tokens_at_once: int) -> Iterator[_Bucket]:
-        device = self._tower.device
-        whole = self._tower.whole_length
-        lengths_C = np.full(self._count, self._tower.context_length) if whole else tokens.lengths.numpy()
-        for length, rows in bucket_by_length(lengths_C):
-            pieces = -(-len(rows) * length // tokens_at_once)
-            for piece in np.array_split(rows, pieces):
-                chosen = torch.from_numpy(piece)
-                ids_CT = torch.zeros((len(piece), length), dtype=torch.int64)
-                known = tokens.ids[chosen, :length]
-                ids_CT[:, : known.shape[1]] = known
-                self.token_count += ids_CT.numel()
-                yield _Bucket(
-                    chosen.to(device), self._tower.embed(ids_CT), tokens.slots[chosen].to(device),
-                    tokens.lengths[chosen].to(device) - 1,
-                )  # fmt: skip
+    def _buckets(self) -> list[tuple[int, npt.NDArray[np.int64]]]:
+        lengths_N = self.tokens.lengths.numpy()
+        whole = self.tower.context_length
+        return bucket_by_length(np.full(len(lengths_N), whole) if self.tower.whole_length else lengths_N)
+
+    def _make_piece(self, length: int, rows: npt.NDArray[np.int64]) -> _Piece:
+        chosen, device = torch.from_numpy(rows), self.tower.device
+        ids_PT = torch.zeros((len(rows), length), dtype=torch.int64)
+        known = self.tokens.ids[chosen, :length]
+        ids_PT[:, : known.shape[1]] = known
+        return _Piece(
+            chosen.to(device), (chosen // self.tokens.layouts).to(device), self.tower.embed(ids_PT),
+            self.tokens.slots[chosen].to(device), self.tokens.lengths[chosen].to(device) - 1,
+        )  # fmt: skip
+
+
+def _cut(length: int, rows: npt.NDArray[np.int64], at_once: int) -> list[tuple[int, npt.NDArray[np.int64]]]:
+    """A bucket's (length, rows) in pieces of about equal size."""
+    return [(length, piece) for piece in np.array_split(rows, -(-len(rows) * length // at_once))]
 
 
 def bucket_by_length(

@@ -241,20 +241,22 @@ class Context:
     """What a stage's function is handed: settings, inputs as local files, a place for outputs, progress."""
 
     def __init__(
-        self, run: Run, node: Node, shard: Shard, *, inputs: Mapping[str, list[Manifest]], attempt: str,
-        scratch: Path, reporter: Reporter,
+        self, run: Run, node: Node, shard: Shard, *, work: Work, attempt: str, scratch: Path, reporter: Reporter,
+        commits: bool,
     ) -> None:  # fmt: skip
         self.run = run
         self.config = run.config
         self.node = node
         self.shard = shard
-        self.inputs = inputs
+        self.inputs: Mapping[str, list[Manifest]] = work.inputs
         self.scratch = scratch
         self.files: dict[str, File] = {}
         self.rows = 0
         self.facts: dict[str, Any] = {}
         self._attempt = attempt
         self._reporter = reporter
+        self._commits = commits
+        self._checkpoints = checkpoints_path(node, shard, work.digest)
 
     def input_file(self, edge: str, name: str) -> Path:
         """Local copy of file `name` of the one manifest under `edge`."""
@@ -273,25 +275,40 @@ class Context:
         name = name or path.name
         target = f"{self.node.path}/attempts/{self._attempt}/{name}"
         size, sha256 = path.stat().st_size, _sha256_file(path)
-        self.run.store.upload(target, path)
+        if self._commits:
+            self.run.store.upload(target, path)
         self.files[name] = File(target, size, sha256)
 
     def write(self, name: str, data: bytes) -> None:
         """Upload `data` as output `name`."""
         target = f"{self.node.path}/attempts/{self._attempt}/{name}"
-        self.run.store.write(target, data)
+        if self._commits:
+            self.run.store.write(target, data)
         self.files[name] = File(target, len(data), hashlib.sha256(data).hexdigest())
 
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=False).encode())
+
+    def checkpoints(self) -> dict[str, bytes]:
+        """What earlier, unfinished attempts at the same work saved, by name; empty where none was."""
+        prefix = f"{self._checkpoints}/"
+        store = self.run.store
+        return {info.path.removeprefix(prefix): store.read(info.path) for info in store.list(prefix)}
+
+    def save_checkpoint(self, name: str, data: bytes) -> None:
+        """Keep `data` for the next attempt, should this one not finish; no output, and gone once there is one."""
+        if self._commits:
+            self.run.store.write(f"{self._checkpoints}/{name}", data)
 
     def progress(self, total: int | None, unit: str) -> Progress:
         """A progress line for `total` items; use it as `with ctx.progress(...) as p: p.update(n)`."""
         return self._reporter.stage(str(self.node), total, unit)
 
 
-def run_shard(run: Run, node: Node, shard: Shard, reporter: Reporter) -> Outcome:
+def run_shard(run: Run, node: Node, shard: Shard, reporter: Reporter, *, commits: bool = True) -> Outcome:
     """Do one shard of a stage, or find that it is done.
+
+    `commits`: false for a process that only helps another one with the same work, and writes nothing.
 
     Raises:
         BadInput: an input is missing or wrong; nothing was written.
@@ -305,7 +322,7 @@ def run_shard(run: Run, node: Node, shard: Shard, reporter: Reporter) -> Outcome
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="rpl-") as scratch:
         context = Context(
-            run, node, shard, inputs=work.inputs, attempt=attempt, scratch=Path(scratch), reporter=reporter
+            run, node, shard, work=work, attempt=attempt, scratch=Path(scratch), reporter=reporter, commits=commits
         )
         try:
             function(context)
@@ -315,13 +332,17 @@ def run_shard(run: Run, node: Node, shard: Shard, reporter: Reporter) -> Outcome
             if full is None:
                 raise
             raise full from error
+    if not commits:
+        return "done by another"
     manifest = Manifest(
         stage=node.stage, round=node.round, shard=str(shard), digest=work.digest, attempt=attempt,
         files=context.files, rows=context.rows, facts=context.facts,
         inputs={name: [m.contents for m in manifests] for name, manifests in work.inputs.items()}, outside=work.outside,
         wall_s=round(time.monotonic() - started, 3), peak_memory_bytes=_peak_memory_bytes(), versions=_versions(),
     )  # fmt: skip
-    if run.store.put_if_absent(manifest_path(node, shard, work.digest), manifest.to_json()):
+    is_ours = run.store.put_if_absent(manifest_path(node, shard, work.digest), manifest.to_json())
+    run.store.delete([info.path for info in run.store.list(f"{checkpoints_path(node, shard, work.digest)}/")])
+    if is_ours:
         return "done"
     run.store.delete([file.path for file in context.files.values()])
     return "done by another"
@@ -335,6 +356,11 @@ def base_accuracy(embedded: Manifest) -> float | None:
 
 def manifest_path(node: Node, shard: Shard, digest: str) -> str:
     return f"{node.path}/{shard}.{digest[:16]}.json"
+
+
+def checkpoints_path(node: Node, shard: Shard, digest: str) -> str:
+    """Where attempts at the same work leave what the next may use; collected like an attempt's files."""
+    return f"{node.path}/attempts/checkpoint-{shard}.{digest[:16]}"
 
 
 _MANIFEST = re.compile(r"/\d+-of-\d+\.[0-9a-f]{16}\.json$")

@@ -62,6 +62,13 @@ class TextTower:
         return self._table_VW.shape[1]
 
     @property
+    def dim(self) -> int:
+        """D"""
+        if isinstance(self._projection, nn.Linear):
+            return int(self._projection.out_features)
+        return self.width if self._projection is None else self._projection.shape[1]
+
+    @property
     def device(self) -> torch.device:
         return self._table_VW.device
 

@@ -38,3 +38,8 @@ def store_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"file://{tmp_path}/store"
     server: S3Server = request.getfixturevalue("s3")
     return f"s3://{server.bucket}/{secrets.token_hex(8)}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first, so that no worker is left with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

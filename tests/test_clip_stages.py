@@ -25,7 +25,8 @@ from rpl.errors import BadInput
 from rpl.features import FeatureSet
 from rpl.images import encode_jpeg
 from rpl.prompt_files import read_prompts
-from rpl.prompts import PromptBank, tokenise_prompts
+from rpl.prompt_tokens import tokenise_prompts
+from rpl.prompts import PromptBank
 from rpl.rounds import Node
 from rpl.stage import Context, Manifest, Run, Shard, run_shard
 from rpl.tars import write_tar

@@ -53,7 +53,7 @@ def test_accuracy_is_the_weighted_share_of_nearest_categories() -> None:
 def test_blocks_change_nothing_but_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     text_CD, views = make()
     whole = score(text_CD, views, SCALE, with_gradient=True)
-    monkeypatch.setattr(objective, "_LOGITS_AT_ONCE", 50)
+    monkeypatch.setattr(objective, "_LOGITS_AT_ONCE", {"cpu": 50})
     blocks = score(text_CD, views, SCALE, with_gradient=True)
     assert blocks.loss == pytest.approx(whole.loss, rel=1e-6)
     assert whole.gradient is not None and blocks.gradient is not None

@@ -17,7 +17,8 @@ from torch import Tensor
 from rpl.categories import split_name
 from rpl.clip import ClipModel, load_clip
 from rpl.errors import BadInput
-from rpl.prompts import PromptBank, PromptTokens, bucket_by_length, fill_template, tokenise_prompts
+from rpl.prompt_tokens import PromptTokens, fill_template, tokenise_prompts
+from rpl.prompts import PromptBank, bucket_by_length
 from tests.clip_models import TOWERS, make_clip, padded_features, write_clip
 
 PROMPTDET = Path(__file__).parents[2] / "shared" / "data" / "promptdet" / "lvis_category_and_description.txt"
@@ -79,9 +80,9 @@ def test_ids_of_all_categories_of_promptdet(clip: ClipModel) -> None:
     names, descriptions = zip(*pairs, strict=True)
     tokens = tokenise_prompts(clip, names, descriptions, 1, 1)
     same_text_ids(clip, tokens, [f"X {name} X {description}." for name, description in pairs])
-    assert (len(tokens), int(tokens.lengths.min()), int(tokens.lengths.max())) == (1203, 8, 40)
+    assert (tokens.categories, int(tokens.lengths.min()), int(tokens.lengths.max())) == (1203, 8, 40)
     padded = sum(length * len(rows) for length, rows in bucket_by_length(tokens.lengths.numpy()))
-    assert padded < 1.1 * int(tokens.lengths.sum()) < 0.27 * 77 * len(tokens)
+    assert padded < 1.1 * int(tokens.lengths.sum()) < 0.27 * 77 * tokens.categories
 
 
 @pytest.mark.parametrize("changes", TOWERS.values(), ids=TOWERS)
@@ -117,7 +118,7 @@ def test_pieces_of_a_bucket_change_nothing_but_memory(clip: ClipModel) -> None:
     context_KW = context(clip, 2)
     torch.testing.assert_close(pieces.features(context_KW), whole.features(context_KW), rtol=1e-4, atol=1e-5)
     assert pieces.token_count == whole.token_count
-    assert len(pieces._buckets) > len(whole._buckets)
+    assert len(pieces._pieces) > len(whole._pieces)
 
 
 @pytest.mark.parametrize("graph_bytes", [0, 1_500_000])

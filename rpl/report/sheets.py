@@ -22,8 +22,10 @@ from rpl.tars import read_tar
 PER_SHEET: Mapping[Split, int] = {"novel": 12, "base": 6}
 """Pictures on a sheet at most. Novel categories are what a run is for."""
 
-PER_PAGE = 900
-"""Pictures on all sheets together. A photograph takes 6 kB of the page, so that it stays below 6 MB."""
+PER_PAGE = 1000
+"""Pictures on all sheets together. A photograph takes 6 kB of the page, so that it stays below 6 MB or so."""
+
+_WHOLE_ROWS = (12, 6, 3, 2, 1)  # pictures of a category: two rows of a wide page, or an even part of a row
 
 THUMBNAIL_SIDE = 112
 THUMBNAIL_QUALITY = 70
@@ -85,7 +87,8 @@ def choose(
     """The rows to show by category: at most `PER_SHEET` each and `PER_PAGE` in all, novel categories first."""
     chosen: dict[int, list[Mapping[str, Any]]] = {}
     room = PER_PAGE
-    per_category = max(1, PER_PAGE // max(1, len(yields)))
+    limits = [PER_SHEET[entry["split"]] for entry in yields]
+    per_category = next((n for n in _WHOLE_ROWS if sum(min(n, limit) for limit in limits) <= PER_PAGE), 1)
     for entry in sorted(yields, key=lambda entry: entry["split"] != "novel"):
         count = min(PER_SHEET[entry["split"]], per_category, room)
         chosen[entry["category"]] = spread(kept.get(entry["category"], ()), count)

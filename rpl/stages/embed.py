@@ -14,7 +14,8 @@ from rpl.encoder import Encoder, check_same
 from rpl.evaluation import accuracy
 from rpl.features import FeatureSet
 from rpl.prompt_files import Prompts, read_prompts
-from rpl.prompts import PromptBank, fill_template, tokenise_prompts
+from rpl.prompt_tokens import fill_template, tokenise_prompts
+from rpl.prompts import PromptBank
 from rpl.stage import Context, Manifest, base_accuracy
 
 Floats = npt.NDArray[np.float32]
@@ -73,8 +74,10 @@ def _check_encoders(ctx: Context, encoder: Encoder, prompts: Prompts) -> None:
 
 def _learned(clip: ClipModel, prompts: Prompts, categories: list[Category]) -> Floats:
     names, descriptions = [each.name for each in categories], [each.description for each in categories]
-    tokens = tokenise_prompts(clip, names, descriptions, len(prompts.ctx1), len(prompts.ctx2))
-    features_CD: Floats = PromptBank(clip.text, tokens).features(prompts.context.to(clip.device)).cpu().numpy()
+    counts = prompts.ctx1.shape[-2], prompts.ctx2.shape[-2]
+    tokens = tokenise_prompts(clip, names, descriptions, *counts, layouts=prompts.layouts)
+    context = prompts.context_for(names).to(clip.device)
+    features_CD: Floats = PromptBank(clip.text, tokens).features(context).cpu().numpy()
     return features_CD
 
 

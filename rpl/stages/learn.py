@@ -14,16 +14,23 @@ from torch import Tensor
 from rpl.categories import Category, categories_from_json
 from rpl.clip import ClipModel, device_name, load_clip, reproducible
 from rpl.encoder import Encoder, check_same
-from rpl.errors import BadInput
+from rpl.errors import BadInput, TryAgain
 from rpl.features import FeatureSet
-from rpl.learning import Learned, Task, hold_out, initial_contexts, learn, step_limit
+from rpl.learning import FileJournal, Learned, Task, hold_out, initial_contexts, learn, step_limit
 from rpl.objective import CachedViews
 from rpl.prompt_files import Prompts, read_prompts, write_prompts
-from rpl.prompts import PromptBank, tokenise_prompts
+from rpl.prompt_tokens import tokenise_prompts
+from rpl.prompts import PromptBank
+from rpl.ranks import Ranks, joined
 from rpl.stage import Context
 
 
 def run(ctx: Context) -> None:
+    with joined() as ranks:
+        _run(ctx, ranks)
+
+
+def _run(ctx: Context, ranks: Ranks) -> None:
     settings, seed = ctx.config.learn, ctx.config.seed
     clip = load_clip(ctx.config.clip, device_name(ctx.config.runtime.device))
     _check_encoders(ctx, clip.identity)
@@ -36,12 +43,24 @@ def run(ctx: Context) -> None:
     held = torch.from_numpy(hold_out(pictures.labels.numpy(), settings.holdout, seed))
     train = pictures.select(~held)
     holdout = pictures.select(held) if bool(held.any()) else None
-    task = _task(ctx, clip, categories, train, holdout)
-    with reproducible(), ctx.progress(step_limit(task, settings), "steps") as progress:
-        learned = learn(task, settings, seed, lambda step: progress.update(int(step.step > 0)))
-    _write(ctx, clip, learned)
+    base = [category for category in categories if category.split == "base"]
+    task = _task(ctx, clip, base, train, holdout, ranks=ranks)
+    with (
+        reproducible(),
+        FileJournal(ctx.checkpoints(), ctx.save_checkpoint) as journal,
+        ctx.progress(step_limit(task, settings, seed), "steps") as progress,
+    ):
+        _check_agreement(ranks, journal)
+        learned = learn(task, settings, seed, lambda step: progress.update(int(step.step > 0)), journal)
+    _write(ctx, clip, learned, [category.name for category in base])
     ctx.rows = len(train)
     ctx.facts |= {"crops": len(crops), "sourced": 0 if sourced is None else len(sourced)}
+
+
+def _check_agreement(ranks: Ranks, journal: FileJournal) -> None:
+    """All ranks must go on from the same place, or they would wait for each other in different passes."""
+    if ranks.agreed(len(journal)) != len(journal):
+        raise TryAgain("learning: the ranks found different checkpoints, since another attempt is at work; try again.")
 
 
 def _check_encoders(ctx: Context, encoder: Encoder) -> None:
@@ -102,42 +121,50 @@ def _joined(crops: CachedViews, sourced: CachedViews | None) -> CachedViews:
 
 
 def _task(
-    ctx: Context, clip: ClipModel, categories: list[Category], train: CachedViews, holdout: CachedViews | None
-) -> Task:
+    ctx: Context, clip: ClipModel, base: list[Category], train: CachedViews, holdout: CachedViews | None,
+    *, ranks: Ranks,
+) -> Task:  # fmt: skip
     settings = ctx.config.learn
-    base = [category for category in categories if category.split == "base"]
     names, descriptions = [each.name for each in base], [each.description for each in base]
-    tokens = tokenise_prompts(clip, names, descriptions, settings.n_ctx1, settings.n_ctx2)
+    tokens = tokenise_prompts(clip, names, descriptions, settings.n_ctx1, settings.n_ctx2, layouts=settings.layouts)
     train = train.balanced(settings.balance).to(clip.device)
     held = None if holdout is None else holdout.balanced(settings.balance).to(clip.device)
-    return Task(PromptBank(clip.text, tokens), _starts(ctx, clip), train, held, clip.logit_scale)
+    bank = PromptBank(clip.text, tokens, ranks=ranks)
+    return Task(bank, _starts(ctx, clip, names), train, held, clip.logit_scale)
 
 
-def _starts(ctx: Context, clip: ClipModel) -> Tensor:
-    """[S, K, W]. `fast` lets what the round before learned race too, so that a round is not worse by a poor start."""
+def _starts(ctx: Context, clip: ClipModel, names: list[str]) -> Tensor:
+    """[S, K, W] or [S, C, K, W].
+
+    `fast` lets what the round before learned race too, so that a round is not worse by a poor start.
+    """
     settings = ctx.config.learn
     is_fast = settings.schedule == "fast"
     count = settings.n_ctx1 + settings.n_ctx2
     drawn = initial_contexts(settings.starts if is_fast else 1, count, clip.text.width, ctx.config.seed)
+    if settings.class_specific:
+        drawn = drawn[:, None].repeat(1, len(names), 1, 1)
     if not is_fast or not ctx.inputs["previous_prompts"]:
         return drawn
     before = read_prompts(ctx.input_file("previous_prompts", "prompts.safetensors"))
     check_same(clip.identity, before.encoder, f"{ctx.node.path}: the round before learned", "start a new run")
-    return torch.cat([before.context[None], drawn])
+    return torch.cat([before.context_for(names)[None], drawn])
 
 
-def _write(ctx: Context, clip: ClipModel, learned: Learned) -> None:
+def _write(ctx: Context, clip: ClipModel, learned: Learned, names: list[str]) -> None:
     settings = {**ctx.config.learn.model_dump(mode="json"), "seed": ctx.config.seed}
-    ctx1, ctx2 = torch.split(learned.context, [ctx.config.learn.n_ctx1, ctx.config.learn.n_ctx2])
+    ctx1, ctx2 = torch.split(learned.context, [ctx.config.learn.n_ctx1, ctx.config.learn.n_ctx2], dim=-2)
     path = ctx.scratch / "prompts.safetensors"
-    write_prompts(path, Prompts(ctx1, ctx2, clip.identity, settings))
+    rows = tuple(names) if ctx.config.learn.class_specific else None
+    write_prompts(path, Prompts(ctx1, ctx2, clip.identity, settings, rows))
     ctx.add(path)
     ctx.write_json("history.json", [step.to_json() for step in learned.history])
+    ctx.write_json("race.json", [[step.to_json() for step in history] for history in learned.race])
     ctx.facts = {
         "encoder": clip.identity.to_facts(),
         "prompts_digest": hashlib.sha256(path.read_bytes()).hexdigest(),
         "schedule": ctx.config.learn.schedule,
         "steps": learned.history[-1].step,
-        "text_passes": learned.history[-1].passes,
+        "text_passes": round(learned.history[-1].passes, 1),
         "loss": round(learned.kept.loss, 6),
     }
