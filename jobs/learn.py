@@ -3,6 +3,10 @@
 For example:
 
     python -m jobs.learn --run s3://bucket/runs/first --round 1
+
+With four GPUs, each doing its share of every pass (`--` keeps torchrun from taking --run for an option of its own):
+
+    torchrun --standalone --nproc-per-node 4 -m -- jobs.learn --run s3://bucket/runs/first --round 1
 """
 
 from jobs.common import stage_command

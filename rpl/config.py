@@ -109,9 +109,14 @@ class Learn(Section):
     class_specific: bool = Field(
         False, description="Context vectors of its own for each base category (CoOp); novel ones take their mean."
     )
-    max_iterations: int = Field(60, ge=1, description="fast: L-BFGS iterations at most.")
+    max_iterations: int = Field(60, ge=0, description="fast: L-BFGS iterations at most.")
     starts: int = Field(
-        4, ge=1, le=64, description="fast: random starts that race over ten iterations; the best goes on."
+        4, ge=0, le=64, description="fast: random starts that race over ten iterations; the best goes on."
+    )
+    start_from: Uri | None = Field(
+        None,
+        description="Prompts that race too: a prompts.safetensors, or the reference's model.pth.tar-N. With starts: 0 "
+        "and max_iterations: 0 they are used as they are.",
     )
     balance: float = Field(
         1.0, ge=0, le=1, description="1: every category weighs the same; 0: every image does, as in the reference."
@@ -120,6 +125,12 @@ class Learn(Section):
     sourced_weight: float = Field(
         0.2, ge=0, description="Weight of a sourced image in the loss, where a crop weighs 1 (as in the reference)."
     )
+
+    @model_validator(mode="after")
+    def _starts_somewhere(self) -> Learn:
+        if self.starts == 0 and self.start_from is None:
+            raise ValueError("starts: 0 needs start_from, or there is nothing to learn from")
+        return self
 
     @model_validator(mode="after")
     def _layouts_read_well(self) -> Learn:
@@ -306,6 +317,7 @@ def absolute(config: RunConfig, folder: Path) -> RunConfig:
             ),
             "pool": pool.model_copy(update={k: place(getattr(pool, k)) for k in ("vectors", "metadata", "truth")}),
             "clip": clip.model_copy(update={"model": model, "pretrained": pretrained}),
+            "learn": config.learn.model_copy(update={"start_from": place(config.learn.start_from)}),
         }
     )
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rpl.config import DEFAULT_LAYOUT
+from rpl.config import DEFAULT_LAYOUT, Learn
 from rpl.encoder import Encoder
 from rpl.errors import BadInput
 
@@ -112,7 +112,8 @@ def read_prompts(path: Path) -> Prompts:
             metadata = json.loads(file.metadata()[_METADATA])
             tensors = {name: file.get_tensor(name) for name in ("ctx1", "ctx2")}
         encoder, settings = Encoder.from_facts(metadata["encoder"]), dict(metadata["settings"])
-        names = tuple(str(name) for name in metadata["names"]) if "names" in metadata else None
+        names = _names(metadata["names"]) if "names" in metadata else None
+        Learn.model_validate({"layouts": settings.get("layouts", [DEFAULT_LAYOUT])})  # refuses what cannot be filled
     except _MALFORMED as error:
         raise BadInput(
             f"{path}: does not hold learned prompts; give a prompts.safetensors that learn wrote."
@@ -153,6 +154,12 @@ def write_reference_checkpoint(path: Path, ctx1: Tensor, ctx2: Tensor, epoch: in
     if embedding is not None:
         state["embedding"] = embedding.half()
     torch.save({"state_dict": state, "epoch": epoch, "optimizer": None, "scheduler": None}, path)
+
+
+def _names(found: object) -> tuple[str, ...]:
+    if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
+        raise ValueError("names of categories are a list of texts")
+    return tuple(found)
 
 
 def _checked(tensors: Mapping[str, Any], path: Path, rows: int | None) -> tuple[Tensor, Tensor]:

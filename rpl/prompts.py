@@ -28,7 +28,7 @@ from rpl.text_tower import TextTower
 _BUCKETS = 6  # at most
 _BUCKET_COST = 256  # a further pass costs about as much as so many tokens
 # Bounds the memory of one pass through the tower, and is what ranks share out. A GPU wants larger pieces.
-_TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 16_384}
+_TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16_384}
 _GRAPH_BYTES = 4 * 2**30  # activations kept between a pass and its gradient: 1,200 prompts of ViT-B/32 stay below 8 GiB
 
 

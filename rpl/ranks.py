@@ -50,13 +50,11 @@ class Ranks:
             for part, owner in zip(parts, owners, strict=True):
                 dist.broadcast(part, src=owner)
         except RuntimeError as error:
-            raise TryAgain(
-                f"learning: another rank is gone ({str(error).splitlines()[0][:200]}); start it again."
-            ) from error
+            raise TryAgain(f"learning: another rank is gone ({_first_line(error)}); start it again.") from error
 
     def agreed(self, number: int) -> int:
         """Rank 0's number."""
-        told = torch.tensor([number], device=_device())
+        told = torch.tensor([number])
         self.hand_out([told], [0])
         return int(told)
 
@@ -75,15 +73,20 @@ def joined() -> Iterator[Ranks]:
     if count == 1:
         yield ALONE
         return
+    backends = "gloo"
+    if torch.cuda.is_available():
+        backends = "cpu:gloo,cuda:nccl"  # a number is agreed on, and `runtime.device: cpu` works, on the CPU
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_SILENCE)
+        dist.init_process_group(backends, timeout=_SILENCE)
     except (RuntimeError, ValueError) as error:
-        raise TryAgain(f"learning: the other ranks cannot be reached ({str(error).splitlines()[0][:200]}).") from error
+        raise TryAgain(f"learning: the other ranks cannot be reached ({_first_line(error)}).") from error
     try:
         yield Ranks(dist.get_rank(), count)
     finally:
         dist.destroy_process_group()
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

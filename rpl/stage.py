@@ -293,7 +293,14 @@ class Context:
         """What earlier, unfinished attempts at the same work saved, by name; empty where none was."""
         prefix = f"{self._checkpoints}/"
         store = self.run.store
-        return {info.path.removeprefix(prefix): store.read(info.path) for info in store.list(prefix)}
+        found = {}
+        for info in store.list(prefix):
+            try:
+                found[info.path.removeprefix(prefix)] = store.read(info.path)
+            except BadInput:
+                if store.stat(info.path) is not None:
+                    raise  # else another attempt has just committed, and cleared them away
+        return found
 
     def save_checkpoint(self, name: str, data: bytes) -> None:
         """Keep `data` for the next attempt, should this one not finish; no output, and gone once there is one."""
@@ -399,7 +406,8 @@ def outside_files(node: Node, config: RunConfig) -> list[str]:
     if node.stage == "index":
         return [uri for uri in (config.pool.vectors, config.pool.metadata) if uri]
     if node.stage in ("encode", "learn", "embed"):
-        return config.clip.files
+        given = [config.learn.start_from] if node.stage == "learn" and config.learn.start_from else []
+        return config.clip.files + given
     if node.stage == "curate" and config.pool.truth:
         return [config.pool.truth]
     if node.stage == "report":

@@ -1,132 +1,41 @@
-"""The stages encode, learn and embed in a run of two rounds and the novel pass, on a tiny CLIP.
-
-Stand-ins write what the light stages around them commit; those have tests of their own, and the whole chain is run
-in test_kill.py.
-"""
+"""The stages encode, learn and embed in a run of two rounds and the novel pass, on a tiny CLIP."""
 
 from __future__ import annotations
 
 import json
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 
-from rpl.categories import Category, categories_to_json
 from rpl.clip import load_clip
+from rpl.config import DEFAULT_LAYOUT
 from rpl.errors import BadInput
 from rpl.features import FeatureSet
-from rpl.images import encode_jpeg
 from rpl.prompt_files import read_prompts
 from rpl.prompt_tokens import tokenise_prompts
 from rpl.prompts import PromptBank
 from rpl.rounds import Node
 from rpl.stage import Context, Manifest, Run, Shard, run_shard
-from rpl.tars import write_tar
-from tests.clip_models import write_clip
-from tests.fake_stages import QUIET, make_run
+from tests.fake_stages import QUIET
+from tests.prompt_texts import OTHER_LAYOUTS
+from tests.small_run import CATEGORIES, VIEWS, crop, do, install_light_stages, make_small_run, path
 
-CATEGORIES = [
-    Category(1, "cat", "a small animal", "base"),
-    Category(2, "dog", "", "novel"),
-    Category(3, "cup", "a vessel", "base"),
-    Category(4, "tent", "a shelter", "base"),
-]
-COLOURS = ["red", "lime", "blue", "yellow"]
-VIEWS = 2
-
-
-def jpeg(colour: str, number: int) -> bytes:
-    image = Image.new("RGB", (40, 30), colour)
-    image.paste((number * 9 % 256, 0, 0), (0, 0, 12, 12))
-    return encode_jpeg(image)
-
-
-def crop(ctx: Context) -> None:
-    """Twelve train crops of each base category and four val crops of each category, over the shards."""
-    rows = [(split, category) for category in range(4) for split in ["train"] * 12 + ["val"] * 4]
-    rows = [row for row in rows if row != ("train", 1)]
-    mine = [(f"{n:024x}", *row) for n, row in enumerate(rows) if n % ctx.shard.count == ctx.shard.index]
-    samples = [
-        (key, {"jpg": jpeg(COLOURS[category], int(key, 16)), "json": b"{}"}) for key, _, category in mine
-    ]  # fmt: skip
-    write_tar(ctx.scratch / "crops.tar", samples)
-    names = ("key", "split", "category")
-    pq.write_table(
-        pa.table(dict(zip(names, map(list, zip(*mine, strict=True)), strict=True))), ctx.scratch / "crops.parquet"
-    )
-    ctx.add(ctx.scratch / "crops.tar")
-    ctx.add(ctx.scratch / "crops.parquet")
-    ctx.write("categories.json", categories_to_json(CATEGORIES))
-
-
-WEB = [("f0" * 12, 0, "kept"), ("f1" * 12, 2, "kept"), ("f2" * 12, 2, "refused"), ("f0" * 12, 3, "kept")]
-
-
-def download(ctx: Context) -> None:
-    if ctx.shard.index == 1:  # a shard without a picture
-        rows: list[tuple[str, str]] = [("", "failed")]
-    else:
-        rows = [(key, "ok") for key, *_ in WEB]
-    keys, status = zip(*rows, strict=True)
-    pq.write_table(pa.table({"key": list(keys), "status": list(status)}), ctx.scratch / "downloads.parquet")
-    found = sorted({key for key, state in rows if state == "ok"})
-    write_tar(
-        ctx.scratch / "images.tar", [(key, {"jpg": jpeg("white", n), "json": b"{}"}) for n, key in enumerate(found)]
-    )
-    ctx.add(ctx.scratch / "downloads.parquet")
-    ctx.add(ctx.scratch / "images.tar")
-
-
-def curate(ctx: Context) -> None:
-    keys, categories, status = zip(*WEB, strict=True)
-    table = pa.table({"key": list(keys), "category": pa.array(categories, pa.int32()), "status": list(status)})
-    pq.write_table(table, ctx.scratch / "sourced.parquet")
-    ctx.add(ctx.scratch / "sourced.parquet")
-
-
-def nothing(ctx: Context) -> None:
-    ctx.write("nothing", b"")
+LAYOUTS = [DEFAULT_LAYOUT, OTHER_LAYOUTS[1]]
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    light = {"crop": crop, "download": download, "curate": curate, "index": nothing, "retrieve": nothing}
-    for stage, function in light.items():
-        module = types.ModuleType(f"rpl.stages.{stage}")
-        module.run = function  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, f"rpl.stages.{stage}", module)
-    clip = write_clip(tmp_path / "clip").model_dump(mode="json")
-    return make_run(
-        tmp_path, str(tmp_path / "run"), clip={**clip, "views": VIEWS}, shards={"crop": 2, "download": 2},
-        rounds={"max_rounds": 2}, learn={"max_iterations": 6}, runtime={"workers": 1},
-        evaluate={"templates": ["a photo of {name}", "{name}, {description}."]},
-    )  # fmt: skip
-
-
-def do(run: Run, *stages: str, round_: Any = None) -> list[Manifest]:
-    """Run all shards of the stages, in order; the manifests of the last."""
-    for stage in stages:
-        for shard in run.shards(Node(stage, round_)):
-            run_shard(run, Node(stage, round_), shard, QUIET)
-    found = run.manifests(Node(stages[-1], round_))
-    assert found is not None
-    return found
+    install_light_stages(monkeypatch)
+    return make_small_run(tmp_path, str(tmp_path / "run"))
 
 
 def do_round(run: Run, number: int) -> None:
     do(run, "learn", "embed", "retrieve", "download", "encode", "curate", round_=number)
-
-
-def path(run: Run, manifest: Manifest, name: str) -> Path:
-    return run.local(manifest.files[name])
 
 
 def features(run: Run, manifests: list[Manifest]) -> FeatureSet:
@@ -176,6 +85,50 @@ def test_a_round_learns_prompts_and_measures_them(run: Run) -> None:
     torch.testing.assert_close(manual_TCD[0], clip.encode_texts([f"a photo of {c.name}" for c in CATEGORIES]))
     texts = ["cat, a small animal.", "dog, dog.", "cup, a vessel.", "tent, a shelter."]
     torch.testing.assert_close(manual_TCD[1], clip.encode_texts(texts))
+
+
+@pytest.mark.parametrize(
+    "learn",
+    [
+        {"class_specific": True},
+        {"layouts": LAYOUTS},
+        {"class_specific": True, "layouts": LAYOUTS, "n_ctx1": 2},
+        {"class_specific": True, "schedule": "reference"},
+    ],
+    ids=str,
+)
+def test_other_prompts_are_learned_embedded_and_go_on_in_round_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learn: dict[str, Any]
+) -> None:
+    install_light_stages(monkeypatch)
+    run = make_small_run(tmp_path, str(tmp_path / "run"), **learn)
+    do(run, "crop", "encode", "index")
+    do_round(run, 1)
+    do_round(run, 2)
+    clip = load_clip(run.config.clip, "cpu")
+    counts, layouts = (learn.get("n_ctx1", 1), 1), learn.get("layouts", [DEFAULT_LAYOUT])
+    texts = [each.name for each in CATEGORIES], [each.description for each in CATEGORIES]
+    bank = PromptBank(clip.text, tokenise_prompts(clip, *texts, *counts, layouts=layouts))
+    for number in (1, 2):
+        (learned,), (embedded,) = (run.manifests(Node(stage, number)) or [] for stage in ("learn", "embed"))
+        history = json.loads(path(run, learned, "history.json").read_bytes())
+        if learn.get("schedule") != "reference":  # whose two steps are on different crops
+            assert history[-1]["loss"] < history[0]["loss"]
+        prompts = read_prompts(path(run, learned, "prompts.safetensors"))
+        assert prompts.layouts == tuple(layouts)
+        context = prompts.context
+        if learn.get("class_specific"):
+            assert prompts.names == ("cat", "cup", "tent")
+            assert context.shape == (3, sum(counts), 32)
+            assert not torch.equal(context[0], context[1])
+            cat, cup, tent = context  # the dog is novel, and takes the mean
+            context = torch.stack([cat, context.mean(0), cup, tent])
+        else:
+            assert prompts.names is None
+        text_CD = torch.load(path(run, embedded, "category_embeddings.pt"), weights_only=True)
+        torch.testing.assert_close(text_CD, bank.features(context))
+    (novel,) = do(run, "embed", round_="novel")
+    assert novel.facts["best_round"] in (1, 2)
 
 
 def nearest(run: Run, manifests: list[Manifest], text_CD: np.ndarray, own: list[int], among: list[int]) -> float:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rpl.config import RunConfig, dump_config, json_schema, load_config, parse_config, template
+from rpl.config import DEFAULT_LAYOUT, RunConfig, dump_config, json_schema, load_config, parse_config, template
 from rpl.errors import BadInput
+from tests.prompt_texts import OTHER_LAYOUTS
 
 MINIMAL = """
 run: runs/x
@@ -81,6 +83,47 @@ def test_template_with_an_unknown_field() -> None:
         "my.yaml: key 'evaluate': Value error, template 'a {thing}' may hold only {name} and {description}; "
         "correct the value."
     )
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "{ctx1} {name} {description}.",
+        "{ctx1} {name} {ctx2} {name} {description}.",
+        "{ctx1} {name} {ctx2} {ctx2}",
+        "{ctx1} {name} {ctx2} {description} {description}",
+        "{ctx1} {description} {name} {ctx2}",
+        "{ctx1} {name} {description} {ctx2}",
+        "{ctx1} {name} {ctx2} {ctx3}",
+        "{ctx1} {name} {ctx2} {}",
+        "{ctx1} {name!r} {ctx2}",
+        "{ctx1} {name:>9} {ctx2}",
+        "{ctx1} {name} {ctx2} {description",
+        "{ctx1} {name} {ctx2} description}",
+        "{ctx1} {name} {ctx2} {{description}}",
+        "a photo of {name}",
+        "",
+    ],
+)
+def test_a_layout_that_is_no_prompt_is_refused(layout: str) -> None:
+    layouts = json.dumps(["{ctx1} {name} {ctx2}", layout])
+    assert refusal(MINIMAL + f"learn: {{layouts: {layouts}}}\n") == (
+        f"my.yaml: key 'learn': Value error, layout {layout!r} must hold {{ctx1}}, {{ctx2}} and {{name}} once each, "
+        "and behind them may hold {description}; correct the value."
+    )
+
+
+def test_a_run_has_at_least_one_layout() -> None:
+    assert refusal(MINIMAL + "learn: {layouts: []}\n") == (
+        "my.yaml: key 'learn.layouts': Tuple should have at least 1 item after validation, not 0; correct the value."
+    )
+
+
+@pytest.mark.parametrize("layout", [DEFAULT_LAYOUT, *OTHER_LAYOUTS])
+def test_a_layout_in_any_order_reads_back(layout: str) -> None:
+    config = parse_config(MINIMAL + f"learn: {{layouts: {json.dumps([layout])}}}\n", "my.yaml")
+    assert config.learn.layouts == (layout,)
+    assert parse_config(dump_config(config), "again") == config
 
 
 def test_duplicate_key_is_not_silently_the_last() -> None:

@@ -13,20 +13,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn import functional
 
 from rpl.clip import ClipModel
-from rpl.config import Learn
+from rpl.config import DEFAULT_LAYOUT, Learn
 from rpl.errors import BadInput
 from rpl.learning import Learned, Task, fast, hold_out, initial_contexts, learn, reference, step_limit
 from rpl.learning.reference import rate
 from rpl.objective import CachedViews, score
-from rpl.prompt_tokens import tokenise_prompts
-from rpl.prompts import PromptBank
 from tests.clip_models import make_clip
+from tests.learning_tasks import SCALE, make_task
+from tests.prompt_texts import OTHER_LAYOUTS
 
-NAMES = ["cat", "dog", "fire engine", "bow tie", "cup", "lemon", "violin", "tent"]
-SCALE = 20.0
 QUIET: Callable[[object], None] = lambda _step: None  # noqa: E731
 
 
@@ -35,23 +32,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> ClipModel:
     return make_clip(tmp_path_factory.mktemp("clip"))
 
 
-def views_of(text_CD: torch.Tensor, per_category: int, noise: float, seed: int) -> CachedViews:
-    """Views scattered around the text features of their category, three of each image."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(len(text_CD)).repeat_interleave(per_category)
-    centre = functional.normalize(text_CD[labels], dim=1)
-    scatter = torch.randn((len(labels), 3, text_CD.shape[1]), generator=generator) * noise
-    features = functional.normalize(centre[:, None] + scatter, dim=2).half()
-    return CachedViews(features, labels, torch.ones(len(labels)))
-
-
 @pytest.fixture(scope="module")
 def task(clip: ClipModel) -> Task:
-    """Features made with a hidden context; the start is another one."""
-    bank = PromptBank(clip.text, tokenise_prompts(clip, NAMES, ["a thing"] * len(NAMES), 1, 1))
-    hidden = bank.features(torch.randn((2, clip.text.width), generator=torch.Generator().manual_seed(9)))
-    starts = initial_contexts(2, 2, clip.text.width, seed=0)
-    return Task(bank, starts, views_of(hidden, 32, 0.15, seed=1), views_of(hidden, 8, 0.15, seed=2), SCALE)
+    return make_task(clip)
 
 
 def run(task: Task, schedule: str = "fast", seed: int = 0, max_iterations: int = 60) -> Learned:
@@ -200,6 +183,31 @@ def test_the_best_of_the_starts_goes_on(task: Task) -> None:
     assert torch.equal(raced.context, alone[least.index(min(least))].context)
     assert raced.history[-1].passes > alone[least.index(min(least))].history[-1].passes, "the losers' passes count"
     assert len(steps) <= step_limit(task, Learn(), 0) + len(task.starts)
+
+
+@pytest.mark.parametrize("schedule", ["fast", "reference"])
+def test_contexts_of_each_category_fit_the_crops_at_least_as_well_as_a_shared_one(
+    clip: ClipModel, schedule: str
+) -> None:
+    own = replace(make_task(clip, class_specific=True), holdout=None)
+    shared = replace(own, starts=own.starts[:, 0])
+    learned, of_all = run(own, schedule, max_iterations=30), run(shared, schedule, max_iterations=30)
+    assert learned.context.shape == (len(own.bank), *of_all.context.shape)
+    assert learned.history[0].loss == pytest.approx(of_all.history[0].loss, rel=1e-5), "they start from the same"
+    found, found_shared = (
+        score(own.bank.features(each.context), own.train, SCALE).loss for each in (learned, of_all)
+    )  # fmt: skip
+    assert found < (0.8 if schedule == "fast" else 1) * found_shared
+    assert not torch.equal(learned.context[0], learned.context[1])
+
+
+@pytest.mark.parametrize("class_specific", [False, True])
+def test_several_layouts_are_learned_together(clip: ClipModel, class_specific: bool) -> None:
+    task = make_task(clip, layouts=[DEFAULT_LAYOUT, OTHER_LAYOUTS[1]], class_specific=class_specific)
+    learned = run(task, max_iterations=20)
+    assert learned.kept.loss < 0.6 * learned.history[0].loss
+    found = score(task.bank.features(learned.context), task.train, SCALE)
+    assert found.loss == pytest.approx(learned.kept.loss, rel=1e-5)
 
 
 def test_balance_gives_categories_the_same_weight_or_leaves_images_theirs() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from collections import OrderedDict
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from rpl.config import DEFAULT_LAYOUT
 from rpl.encoder import Encoder
 from rpl.errors import BadInput
 from rpl.prompt_files import (
@@ -42,6 +44,82 @@ def test_round_trip_and_equal_bytes(tmp_path: Path) -> None:
     assert torch.equal(found.context, torch.cat([given.ctx1, given.ctx2]))
 
 
+def class_specific(names: tuple[str, ...] = ("cat", "犬"), **settings: Any) -> Prompts:
+    generator = torch.Generator().manual_seed(0)
+    ctx1, ctx2 = (torch.randn((len(names), n, 8), generator=generator) for n in (1, 2))
+    return Prompts(ctx1, ctx2, ENCODER, settings, names)
+
+
+def test_class_specific_round_trip(tmp_path: Path) -> None:
+    given = class_specific(layouts=["{ctx1} {name} {ctx2}", "{ctx2} {name} {ctx1}"])
+    write_prompts(tmp_path / "a.safetensors", given)
+    write_prompts(tmp_path / "b.safetensors", given)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    found = read_prompts(tmp_path / "a.safetensors")
+    assert torch.equal(found.ctx1, given.ctx1) and torch.equal(found.ctx2, given.ctx2)
+    assert (found.names, found.settings, found.encoder) == (given.names, given.settings, given.encoder)
+    assert found.layouts == ("{ctx1} {name} {ctx2}", "{ctx2} {name} {ctx1}")
+    assert torch.equal(found.context, torch.cat([given.ctx1, given.ctx2], dim=1))
+
+
+def test_a_file_that_names_no_layout_was_learned_in_the_default_one(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "a.safetensors", prompts())
+    assert read_prompts(tmp_path / "a.safetensors").layouts == (DEFAULT_LAYOUT,)
+
+
+def test_categories_get_their_own_context_and_unknown_ones_the_mean() -> None:
+    given = class_specific(("cat", "犬", "cup"))
+    found = given.context_for(["犬", "dog", "cat", "犬"])
+    assert found.shape == (4, 3, 8)
+    assert torch.equal(found[[0, 2, 3]], given.context[[1, 0, 1]])
+    torch.testing.assert_close(found[1], (given.context[0] + given.context[1] + given.context[2]) / 3)
+    assert torch.equal(prompts().context_for(["犬", "dog"]), prompts().context), "a shared one is everybody's"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"names": None}, {"names": "ab"}, {"names": ["cat", 7]}, {"names": []}, {"names": {"cat": 1, "cup": 2}},
+        {"settings": {"layouts": "{ctx1} {name} {ctx2}"}}, {"settings": {"layouts": ["{ctx1} {name}"]}},
+        {"settings": {"layouts": []}}, {"settings": {"layouts": 5}}, {"settings": None}, {"encoder": {}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_head_that_says_other_things_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "prompts.safetensors"
+    head = {"format": "rpl-prompts-1", "encoder": ENCODER.to_facts(), "settings": {}, "names": ["cat", "cup"]}
+    tensors = {"ctx1": torch.zeros(2, 1, 8), "ctx2": torch.zeros(2, 1, 8)}
+    save_file(tensors, path, metadata={"rpl": json.dumps(head)})
+    assert read_prompts(path).names == ("cat", "cup")
+    save_file(tensors, path, metadata={"rpl": json.dumps({**head, **change})})
+    with pytest.raises(BadInput) as caught:
+        read_prompts(path)
+    assert str(caught.value) == (
+        f"{path}: does not hold learned prompts; give a prompts.safetensors that learn wrote."
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shapes", "wrong"),
+    [
+        (((2, 1, 8), (3, 1, 8)), "ctx2"),
+        (((3, 1, 8), (2, 1, 8)), "ctx1"),
+        (((1, 8), (2, 1, 8)), "ctx1"),
+        (((2, 1, 8), (2, 1, 1, 8)), "ctx2"),
+    ],
+)
+def test_class_specific_contexts_have_a_row_for_each_name(
+    tmp_path: Path, shapes: tuple[tuple[int, ...], tuple[int, ...]], wrong: str
+) -> None:
+    path = tmp_path / "prompts.safetensors"
+    write_prompts(path, Prompts(torch.zeros(shapes[0]), torch.zeros(shapes[1]), ENCODER, {}, ("cat", "cup")))
+    with pytest.raises(BadInput) as caught:
+        read_prompts(path)
+    assert str(caught.value) == (
+        f"{path}: {wrong} is not a table of context vectors; give a file of learned prompts."
+    )  # fmt: skip
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "prompts.safetensors"
     sentence = f"{path}: does not hold learned prompts; give a prompts.safetensors that learn wrote."
@@ -57,6 +135,8 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     ("change", "problem"),
     [
         ({"ctx1": torch.full((1, 8), torch.nan)}, "ctx1 holds values that are not numbers; learn the prompts again."),
+        ({"ctx1": torch.zeros(2, 1, 8)}, "ctx1 is not a table of context vectors; give a file of learned prompts."),
+        ({"ctx2": torch.zeros(1, 8).int()}, "ctx2 is not a table of context vectors; give a file of learned prompts."),
         ({"ctx2": torch.zeros(8)}, "ctx2 is not a table of context vectors; give a file of learned prompts."),
         ({"ctx2": torch.zeros(1, 9)}, "ctx1 and ctx2 differ in width (8, 9); learn them again."),
     ],

@@ -25,7 +25,7 @@ def learn(task: Task, settings: Learn, seed: int, on_step: OnStep, journal: Jour
         BadInput: the loss is not a finite number.
         TryAgain: another of the bank's ranks is gone.
     """
-    journal = journal or NoJournal()
+    journal = NoJournal() if journal is None else journal  # an empty one is not "none"
     if settings.schedule == "reference":
         return reference.learn_reference(task, seed, on_step, journal)
     return fast.learn_fast(task, settings.max_iterations, seed, on_step, journal)

@@ -20,8 +20,9 @@ from rpl.learning.task import Learned, Meter, Objective, OnStep, Step, Task
 
 WEIGHT_DECAY = 5e-4  # the reference's
 RACE_ITERATIONS = 10  # of each start, before the best of them goes on
-RACE_CATEGORIES = 128  # with fewer than twice as many the race is run among all
-PATIENCE = 10  # iterations without a better held-out loss
+RACE_CATEGORIES = 128  # at most; of fewer categories a quarter, but not less than 16
+PATIENCE = 8  # iterations in which the held-out loss did not fall by ...
+LEAST_GAIN = 1e-3  # ... this share of it
 SAMPLE_SEED = 2  # added to the run's: draws the categories of the race
 
 
@@ -53,9 +54,10 @@ def step_limit(task: Task, max_iterations: int, seed: int) -> int:
 def _sample(task: Task, seed: int) -> npt.NDArray[np.int64] | None:
     """The categories to race among; None: all of them, since there are few, or since each has its own context."""
     count = len(task.bank)
-    if count < 2 * RACE_CATEGORIES or task.starts.ndim == 4:
+    sample = max(16, min(RACE_CATEGORIES, count // 4))
+    if count <= sample or task.starts.ndim == 4:
         return None
-    return np.sort(np.random.default_rng(seed + SAMPLE_SEED).choice(count, RACE_CATEGORIES, replace=False))
+    return np.sort(np.random.default_rng(seed + SAMPLE_SEED).choice(count, sample, replace=False))
 
 
 class _Descent:
@@ -69,6 +71,7 @@ class _Descent:
         self.history: list[Step] = []
         self.kept = self._record()
         self._kept_x = self._optimiser.point.x
+        self._milestone = self.kept  # the last step that was better by more than a little
 
     @property
     def context(self) -> Tensor:
@@ -76,7 +79,7 @@ class _Descent:
         return torch.from_numpy(self._kept_x).float().reshape(self._shape)
 
     def advance(self, iterations: int) -> None:
-        """Go on until `iterations` were made in all, or no better step has come for `PATIENCE` ones."""
+        """Go on until `iterations` were made in all, or `PATIENCE` ones have brought less than `LEAST_GAIN`."""
         while not self._is_over and self.history[-1].step < iterations:
             if not self._optimiser.step():
                 self._is_over = True
@@ -84,7 +87,9 @@ class _Descent:
             step = self._record()
             if step.holdout_loss is None or step.loss_to_judge_by < self.kept.loss_to_judge_by:
                 self.kept, self._kept_x = step, self._optimiser.point.x
-            self._is_over = step.step - self.kept.step >= PATIENCE
+            if step.loss_to_judge_by < (1 - LEAST_GAIN) * self._milestone.loss_to_judge_by:
+                self._milestone = step
+            self._is_over = step.step - self._milestone.step >= PATIENCE
 
     def _evaluate(self, x: Vector) -> tuple[float, Vector, Measured]:
         context = torch.from_numpy(x).float().reshape(self._shape)

@@ -11,6 +11,7 @@ arithmetic differs in the last bit, is never found and does no harm. Knows nothi
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 _EVERY_S = 30.0
+_NAME = re.compile(r"\d+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class NoJournal:
 
 
 class FileJournal:
-    """Entries in files; a context manager that saves what is left when it ends, however it ends.
+    """Entries in files; a context manager that saves what is left when an exception ends it.
 
     Args:
         files: what earlier attempts saved, by name. Files of another form are passed over.
@@ -68,12 +70,13 @@ class FileJournal:
     ) -> None:
         self._save, self._every_s = save, every_s
         self._found = {key: each for _, data in sorted(files.items()) for key, each in _entries(data).items()}
-        self._new: dict[bytes, Measured] = {}
-        self._number = len(files)
+        self._unsaved: dict[bytes, Measured] = {}
+        numbers = [int(name.split(".")[0]) for name in files if _NAME.fullmatch(name)]
+        self._number = max(numbers, default=-1) + 1
         self._saved_at = time.monotonic()
 
     def __len__(self) -> int:
-        return len(self._found) + len(self._new)
+        return len(self._found)
 
     def __enter__(self) -> FileJournal:
         return self
@@ -88,16 +91,16 @@ class FileJournal:
         return self._found.get(key)
 
     def add(self, key: bytes, measured: Measured) -> None:
-        self._new[key] = measured
+        # Found at once, not only when it is saved: ranks save at different moments, and must take the same passes.
+        self._found[key] = self._unsaved[key] = measured
         if time.monotonic() - self._saved_at >= self._every_s:
             self._flush()
 
     def _flush(self) -> None:
-        if self._new:
-            self._save(f"{self._number:06d}.safetensors", _file(self._new))
+        if self._unsaved:
+            self._save(f"{self._number:06d}.safetensors", _file(self._unsaved))
             self._number += 1
-            self._found |= self._new
-            self._new = {}
+            self._unsaved = {}
         self._saved_at = time.monotonic()
 
 

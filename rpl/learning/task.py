@@ -152,4 +152,5 @@ def hold_out(labels_N: npt.NDArray[np.integer], share: float, seed: int) -> npt.
 def initial_contexts(starts: int, count: int, width: int, seed: int) -> Tensor:
     """Context vectors [S, K, W] drawn from N(0, 0.02), as in CoOp and the reference; more leave the first ones."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randn((count, width), generator=generator) * 0.02 for _ in range(starts)])
+    drawn = [torch.randn((1, count, width), generator=generator) * 0.02 for _ in range(starts)]
+    return torch.cat([torch.empty((0, count, width)), *drawn])

@@ -45,7 +45,7 @@ class PromptAccuracy:
 class CurvePoint:
     """One step of learning. `passes`: text passes over all prompts so far; a holdout may be absent."""
 
-    passes: int
+    passes: float
     loss: float
     accuracy: float | None
     holdout_loss: float | None

@@ -50,6 +50,9 @@ def run(ctx: Context) -> None:
     }
     if ctx.node.round == "novel":
         ctx.facts["best_round"] = learned_in.round
+        for name in ("prompts.safetensors", "model.pth.tar"):  # to be handed over with what they embedded
+            if name in learned_in.files:
+                ctx.add(ctx.local(learned_in, name), name)
 
 
 def _best_round(ctx: Context) -> Manifest:

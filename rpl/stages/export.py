@@ -9,6 +9,8 @@ from rpl.stage import Context
 COPIED = (
     ("embeddings", "category_embeddings.pt"),
     ("embeddings", "category_embeddings.npy"),
+    ("embeddings", "prompts.safetensors"),
+    ("embeddings", "model.pth.tar"),
     ("sourced", "sourced.parquet"),
 )
 
@@ -29,7 +31,8 @@ def run(ctx: Context) -> None:
         "prompts_digest": embedded["prompts_digest"],
     }
     for edge, name in COPIED:
-        ctx.add(ctx.input_file(edge, name), name)
+        for path in ctx.input_files(edge, name):  # class-specific prompts have no model.pth.tar
+            ctx.add(path, name)
     ctx.add(categories_file, "categories.json")
     ctx.add(images)
     ctx.write("sourced_novel.json", export.json_bytes(export.coco(categories, pictures, sizes, info)))

@@ -18,11 +18,18 @@ from rpl.errors import BadInput, TryAgain
 from rpl.features import FeatureSet
 from rpl.learning import FileJournal, Learned, Task, hold_out, initial_contexts, learn, step_limit
 from rpl.objective import CachedViews
-from rpl.prompt_files import Prompts, read_prompts, write_prompts
+from rpl.prompt_files import (
+    Prompts,
+    read_prompts,
+    read_reference_checkpoint,
+    write_prompts,
+    write_reference_checkpoint,
+)
 from rpl.prompt_tokens import tokenise_prompts
 from rpl.prompts import PromptBank
 from rpl.ranks import Ranks, joined
 from rpl.stage import Context
+from rpl.store import local_copy
 
 
 def run(ctx: Context) -> None:
@@ -139,16 +146,48 @@ def _starts(ctx: Context, clip: ClipModel, names: list[str]) -> Tensor:
     `fast` lets what the round before learned race too, so that a round is not worse by a poor start.
     """
     settings = ctx.config.learn
-    is_fast = settings.schedule == "fast"
     count = settings.n_ctx1 + settings.n_ctx2
+    is_fast = settings.schedule == "fast"
     drawn = initial_contexts(settings.starts if is_fast else 1, count, clip.text.width, ctx.config.seed)
     if settings.class_specific:
         drawn = drawn[:, None].repeat(1, len(names), 1, 1)
-    if not is_fast or not ctx.inputs["previous_prompts"]:
-        return drawn
+    known = [*_given(ctx, clip, names), *_previous(ctx, clip, names)] if is_fast else _given(ctx, clip, names)
+    return torch.cat([*(context[None] for context in known), drawn])
+
+
+def _previous(ctx: Context, clip: ClipModel, names: list[str]) -> list[Tensor]:
+    if not ctx.inputs["previous_prompts"]:
+        return []
     before = read_prompts(ctx.input_file("previous_prompts", "prompts.safetensors"))
     check_same(clip.identity, before.encoder, f"{ctx.node.path}: the round before learned", "start a new run")
-    return torch.cat([before.context_for(names)[None], drawn])
+    return [before.context_for(names)]
+
+
+def _given(ctx: Context, clip: ClipModel, names: list[str]) -> list[Tensor]:
+    """What `learn.start_from` holds, in this run's shape.
+
+    Raises:
+        BadInput: vectors of another number or width, or learned on another CLIP as far as the file tells.
+    """
+    settings = ctx.config.learn
+    if settings.start_from is None:
+        return []
+    path = local_copy(settings.start_from, ctx.scratch)
+    if path.suffix == ".safetensors":
+        prompts = read_prompts(path)
+        check_same(clip.identity, prompts.encoder, f"{settings.start_from}: was learned", "give prompts of this CLIP")
+    else:
+        ctx1, ctx2, _ = read_reference_checkpoint(path)
+        prompts = Prompts(ctx1, ctx2, clip.identity, {})
+    found = (prompts.ctx1.shape[-2], prompts.ctx2.shape[-2], prompts.ctx1.shape[-1])
+    wanted = (settings.n_ctx1, settings.n_ctx2, clip.text.width)
+    if found != wanted:
+        raise BadInput(
+            f"{settings.start_from}: holds {found[0]} + {found[1]} context vectors of width {found[2]}, and this run "
+            f"learns {wanted[0]} + {wanted[1]} of width {wanted[2]}; set learn.n_ctx1 and n_ctx2, or give others."
+        )
+    context = prompts.context_for(names)
+    return [context[None].repeat(len(names), 1, 1) if settings.class_specific and context.ndim == 2 else context]
 
 
 def _write(ctx: Context, clip: ClipModel, learned: Learned, names: list[str]) -> None:
@@ -158,6 +197,10 @@ def _write(ctx: Context, clip: ClipModel, learned: Learned, names: list[str]) ->
     rows = tuple(names) if ctx.config.learn.class_specific else None
     write_prompts(path, Prompts(ctx1, ctx2, clip.identity, settings, rows))
     ctx.add(path)
+    if rows is None:  # the reference knows no others
+        checkpoint = ctx.scratch / "model.pth.tar"
+        write_reference_checkpoint(checkpoint, ctx1, ctx2, ctx.config.clip.views, None)
+        ctx.add(checkpoint)
     ctx.write_json("history.json", [step.to_json() for step in learned.history])
     ctx.write_json("race.json", [[step.to_json() for step in history] for history in learned.race])
     ctx.facts = {
@@ -165,6 +208,6 @@ def _write(ctx: Context, clip: ClipModel, learned: Learned, names: list[str]) ->
         "prompts_digest": hashlib.sha256(path.read_bytes()).hexdigest(),
         "schedule": ctx.config.learn.schedule,
         "steps": learned.history[-1].step,
-        "text_passes": round(learned.history[-1].passes, 1),
+        "text_passes": round(learned.history[-1].passes),
         "loss": round(learned.kept.loss, 6),
     }
