@@ -1,12 +1,12 @@
 """What does learning a prompt cost, and what is it worth? The research code's way, and ours, on the same crops.
 
-    python -m benchmarks.learn [--only-lvis]
+    python -m benchmarks.learn [demo | lvis]
 
 Part 1, on the demo's crops (84 base categories, about 120 each), three seeds: the reference's way (each step encodes 32
 images and pads every prompt to 77 tokens), the reference's schedule on cached views, `fast`, and optimisers that
-lost to it. Part 2 (`benchmarks.lvis_shape`): costs at LVIS size. Accuracy is top-1 on validation crops that no way saw,
-base among base and novel among novel; text FLOPs are counted by torch, forward and backward. Writes
-benchmarks/results/learn.json and docs/learning.png.
+lost to it. Part 2 (`benchmarks.lvis_shape`): costs at LVIS size. Without an argument both are run. Accuracy is top-1
+on validation crops that no way saw, base among base and novel among novel; text FLOPs are counted by torch, forward
+and backward. Writes benchmarks/results/learn.json and docs/learning.png.
 """
 
 from __future__ import annotations
@@ -101,17 +101,24 @@ class Bench:
 
 
 def main() -> None:
-    result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    if "--only-lvis" not in sys.argv:
-        result |= _demo_part()
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    lvis = FOLDER / "lvis.json"
-    subprocess.run([sys.executable, "-m", "benchmarks.lvis_shape", str(lvis)], check=True)
-    result["lvis_shape"] = json.loads(lvis.read_text())
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    parts = sys.argv[1:] or ["demo", "lvis"]
+    if "lvis" in parts:
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        file = FOLDER / "lvis.json"
+        subprocess.run([sys.executable, "-m", "benchmarks.lvis_shape", str(file)], check=True)
+        _merge({"lvis_shape": json.loads(file.read_text())})
+    if "demo" in parts:
+        _merge(_demo_part())
+    result = json.loads(RESULT.read_text())
     print(_table(result))
     _draw(result)
+
+
+def _merge(part: dict[str, Any]) -> None:
+    """Into the result of an earlier run, whose other part stays."""
+    result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result | part, indent=1) + "\n")
 
 
 def _demo_part() -> dict[str, Any]:

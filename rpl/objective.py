@@ -52,6 +52,16 @@ class CachedViews:
         rows = torch.nonzero(labels >= 0)[:, 0]
         return CachedViews(self.features[rows], labels[rows], self.weights[rows])
 
+    def thinned(self, most: int) -> CachedViews:
+        """Fewer views of each image, by turns other ones, such that all together are `most` if each keeps one."""
+        count_N, count_V = self.features.shape[:2]
+        kept = max(1, min(count_V, most // max(1, count_N)))
+        if kept == count_V:
+            return self
+        rows = torch.arange(count_N, device=self.features.device)[:, None]
+        turns = (rows + torch.arange(kept, device=rows.device)) % count_V
+        return CachedViews(self.features[rows, turns], self.labels, self.weights)
+
     def balanced(self, balance: float) -> CachedViews:
         """The same with weights divided by their category's sum to the power `balance`, scaled to a mean of 1.
 

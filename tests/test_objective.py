@@ -70,3 +70,12 @@ def test_an_image_of_weight_two_counts_as_two() -> None:
 def test_the_length_of_text_features_does_not_count() -> None:
     text_CD, views = make()
     assert score(text_CD * 7, views, SCALE).loss == pytest.approx(score(text_CD, views, SCALE).loss, rel=1e-6)
+
+
+def test_thinned_views_are_other_ones_by_turns() -> None:
+    features = torch.arange(5 * 3).reshape(5, 3, 1).float()
+    views = CachedViews(features, torch.arange(5), torch.ones(5))
+    assert views.thinned(15) is views and views.thinned(10**9) is views
+    assert views.thinned(14).features[:, :, 0].tolist() == [[0, 1], [4, 5], [8, 6], [9, 10], [13, 14]]
+    for most in (9, 5, 1):
+        assert views.thinned(most).features[:, :, 0].tolist() == [[0], [4], [8], [9], [13]]
