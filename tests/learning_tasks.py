@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from rpl.clip import ClipModel
 from rpl.config import DEFAULT_LAYOUT
-from rpl.learning import Task, initial_contexts
+from rpl.learning import OnStep, Step, Task, initial_contexts
 from rpl.objective import CachedViews
 from rpl.prompt_tokens import tokenise_prompts
 from rpl.prompts import PromptBank
@@ -44,3 +44,20 @@ def make_task(
     if class_specific:
         contexts = contexts[:, None].repeat(1, len(names), 1, 1)
     return Task(bank, contexts, views_of(hidden, 32, 0.15, seed=1), views_of(hidden, 8, 0.15, seed=2), SCALE)
+
+
+class TornAway(Exception):
+    pass
+
+
+def torn_at(step: int) -> OnStep:
+    """Raises when that many steps were made; 0: never."""
+    made = 0
+
+    def on_step(_step: Step) -> None:
+        nonlocal made
+        made += 1
+        if made == step:
+            raise TornAway
+
+    return on_step

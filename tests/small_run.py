@@ -17,12 +17,15 @@ import pytest
 from PIL import Image
 
 from rpl.categories import Category, categories_to_json
+from rpl.config import Learn
 from rpl.images import encode_jpeg
+from rpl.learning import Journal, Learned, OnStep, Step, Task, learn
 from rpl.rounds import Node
 from rpl.stage import Context, Manifest, Run, run_shard
 from rpl.tars import write_tar
 from tests.clip_models import write_clip
 from tests.fake_stages import QUIET, make_run
+from tests.learning_tasks import torn_at
 
 CATEGORIES = [
     Category(1, "cat", "a small animal", "base"),
@@ -103,6 +106,21 @@ def make_small_run(folder: Path, uri: str, **learn: object) -> Run:
         rounds={"max_rounds": 2}, learn={"max_iterations": 6, **learn}, runtime={"workers": 1},
         evaluate={"templates": ["a photo of {name}", "{name}, {description}."]},
     )  # fmt: skip
+
+
+def tear_learning(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Let the stage's learning be torn away after so many steps, in this process; 0: never again."""
+
+    def torn(task: Task, settings: Learn, seed: int, on_step: OnStep, journal: Journal) -> Learned:
+        tears = torn_at(step)
+
+        def both(each: Step) -> None:
+            on_step(each)
+            tears(each)
+
+        return learn(task, settings, seed, both, journal)
+
+    monkeypatch.setattr("rpl.stages.learn.learn", torn)
 
 
 def do(run: Run, *stages: str, round_: Any = None) -> list[Manifest]:

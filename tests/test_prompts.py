@@ -201,14 +201,14 @@ def test_some_categories_alone_are_as_among_all(clip: ClipModel) -> None:
 def test_a_compiled_tower_is_compiled_once_for_each_shape(
     clip: ClipModel, monkeypatch: pytest.MonkeyPatch, dynamic: bool | None
 ) -> None:
-    torch._dynamo.reset()  # type: ignore[no-untyped-call]
+    torch._dynamo.reset()
     tokens = tokenise_prompts(clip, NAMES * 5, DESCRIPTIONS * 5, 1, 1)
     plain = PromptBank(clip.text, tokens, tokens_at_once=100)
     expected, plain_pullback = plain.features_and_pullback(context(clip, 2, seed=2))
     shapes = {tuple(piece.embeddings.shape) for piece in plain._pieces}
     assert 2 < len(shapes) < len(plain._pieces)
 
-    counter = CompileCounter()  # type: ignore[no-untyped-call]
+    counter = CompileCounter()
     compiled = torch.compile(TextTower.features, backend=counter, fullgraph=True, dynamic=dynamic)
     monkeypatch.setattr(TextTower, "features", compiled)
     bank = PromptBank(clip.text, tokens, tokens_at_once=100)
@@ -267,12 +267,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(not PROMPTDET.exists(), reason="PromptDet's resource files are not beside the repository")
 def test_a_pass_over_1203_prompts_of_vit_b_32_stays_below_8_gib() -> None:
     root = Path(__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-c", ONE_PASS], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True,
-        text=True, timeout=230, check=False,
+        text=True, timeout=580, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 8 * 2**30

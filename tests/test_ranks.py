@@ -27,7 +27,8 @@ from rpl.stages.learn import _check_agreement
 from tests import rank_worker
 from tests.clip_models import write_clip
 from tests.fake_stages import QUIET, FakeStages, make_run
-from tests.small_run import do, install_light_stages, make_small_run
+from tests.learning_tasks import TornAway
+from tests.small_run import do, install_light_stages, make_small_run, tear_learning
 
 LEARN = Node("learn", 1)
 # Nothing leaves this machine, and every process computes with one thread, as torchrun sets it.
@@ -87,7 +88,7 @@ def test_two_processes_learn_what_one_learns_to_the_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_under_torchrun_commits_once_what_one_process_commits(
+def test_the_command_under_torchrun_goes_on_from_a_checkpoint_and_commits_once_what_one_process_commits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
     install_light_stages(monkeypatch)
@@ -95,6 +96,9 @@ def test_the_command_under_torchrun_commits_once_what_one_process_commits(
     for run in (alone, together):
         do(run, "crop", "encode")
     do(alone, "learn", round_=1)
+    tear_learning(monkeypatch, 4)
+    with pytest.raises(TornAway):
+        run_shard(together, LEARN, Shard(), QUIET)  # its checkpoint is where both ranks go on
     command = torchrun("jobs.learn", "--run", together.uri, "--round", "1")
     done = subprocess.run(command, env=LOOPBACK, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
@@ -147,8 +151,8 @@ def test_when_a_rank_is_killed_the_other_leaves_with_75_and_the_work_is_finished
         ) as survivor,
         subprocess.Popen([sys.executable, "-c", DIES, run.uri], env={**shared, "RANK": str(killed)}) as dying,
     ):
-        assert dying.wait(timeout=100) == -signal.SIGKILL
-        _, said = survivor.communicate(timeout=60)
+        assert dying.wait(timeout=120) == -signal.SIGKILL
+        _, said = survivor.communicate(timeout=90)
     assert survivor.returncode == 75, said
     assert said.splitlines()[-1].startswith("Error: learning: another rank is gone (")
     assert said.endswith("; start it again.\n")

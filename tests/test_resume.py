@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,35 +17,17 @@ import torch
 from rpl.clip import ClipModel
 from rpl.config import Learn
 from rpl.errors import TryAgain
-from rpl.learning import FileJournal, Learned, NoJournal, OnStep, Step, Task, fast, initial_contexts, learn
+from rpl.learning import FileJournal, Learned, NoJournal, Step, Task, fast, initial_contexts, learn
 from rpl.prompts import PromptBank
 from rpl.rounds import Node
 from rpl.stage import Context, Run, Shard, collect_garbage, run_shard
-from rpl.stages import learn as stage
 from tests.clip_models import make_clip
 from tests.fake_stages import QUIET
-from tests.learning_tasks import MANY_NAMES, make_task
-from tests.small_run import do, install_light_stages, make_small_run
+from tests.learning_tasks import MANY_NAMES, TornAway, make_task, torn_at
+from tests.small_run import do, install_light_stages, make_small_run, tear_learning
 
 NEVER = 1e9
 LEARN = Node("learn", 1)
-
-
-class TornAway(Exception):
-    pass
-
-
-def torn_at(step: int) -> OnStep:
-    """Raises when that many steps were made; 0: never."""
-    made = 0
-
-    def on_step(_step: Step) -> None:
-        nonlocal made
-        made += 1
-        if made == step:
-            raise TornAway
-
-    return on_step
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +65,10 @@ def counted_passes() -> Iterator[list[int]]:
         yield taken
 
 
+def nowhere(name: str, data: bytes) -> None:
+    """Where a journal saves that is not read again."""
+
+
 def result(learned: Learned) -> tuple[bytes, str]:
     lines = [[step.to_json() for step in history] for history in (learned.history, [learned.kept], *learned.race)]
     return learned.context.numpy().tobytes(), json.dumps(lines)
@@ -92,7 +78,7 @@ def undisturbed(task: Task, settings: Learn) -> tuple[Learned, int, int]:
     """What is learned, in how many passes and calls of `on_step`."""
     calls: list[Step] = []
     with counted_passes() as taken:
-        learned = learn(task, settings, 0, calls.append, FileJournal({}, {}.__setitem__, NEVER))
+        learned = learn(task, settings, 0, calls.append, FileJournal({}, nowhere, NEVER))
     return learned, taken[0], len(calls)
 
 
@@ -146,12 +132,13 @@ def test_torn_away_within_a_step_loses_the_pass_under_way_alone(clip: ClipModel)
     assert taken == passes + 3
 
 
-@pytest.mark.parametrize("schedule", ["fast", "reference"])
-def test_the_journal_changes_nothing(clip: ClipModel, schedule: str) -> None:
-    task = make_task(clip)
-    settings = Learn.model_validate({"schedule": schedule, "max_iterations": 14})
-    calm, _, _ = undisturbed(task, settings)
-    assert result(learn(task, settings, 0, torn_at(0), NoJournal())) == result(calm)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_journal_changes_nothing(clip: ClipModel, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast, "RACE_CATEGORIES", 4)
+    task = make_task(clip, **case.task)
+    calm, _, _ = undisturbed(task, case.settings)
+    assert result(learn(task, case.settings, 0, torn_at(0), NoJournal())) == result(calm)
+    assert result(learn(task, case.settings, 0, torn_at(0))) == result(calm)
 
 
 @pytest.mark.parametrize("schedule", ["fast", "reference"])
@@ -164,7 +151,7 @@ def test_a_journal_of_another_task_does_no_harm(clip: ClipModel, schedule: str) 
     with pytest.raises(TornAway), FileJournal({}, files.__setitem__, NEVER) as journal:
         learn(other, settings, 0, torn_at(12), journal)
     (data,) = files.values()
-    strange = FileJournal({"000000.safetensors": data}, {}.__setitem__, NEVER)
+    strange = FileJournal({"000000.safetensors": data}, nowhere, NEVER)
     assert len(strange) >= 12
     with counted_passes() as taken:
         assert result(learn(task, settings, 0, torn_at(0), strange)) == result(calm)
@@ -185,24 +172,6 @@ def checkpoints(run: Run) -> list[str]:
     return [info.path for info in run.store.list("round-1/learn/attempts/checkpoint-")]
 
 
-def tear(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Let the stage's learning be torn away after so many steps; 0: never again."""
-    monkeypatch.setattr(stage, "learn", _learn_torn_at(step))
-
-
-def _learn_torn_at(step: int) -> Callable[..., Learned]:
-    def torn(task: Task, settings: Learn, seed: int, on_step: OnStep, journal: FileJournal) -> Learned:
-        tears = torn_at(step)
-
-        def both(each: Step) -> None:
-            on_step(each)
-            tears(each)
-
-        return learn(task, settings, seed, both, journal)
-
-    return torn
-
-
 @pytest.mark.parametrize("schedule", ["fast", "reference"])
 def test_a_stage_torn_away_commits_the_same_bytes_and_clears_up(
     tmp_path: Path, store_uri: str, monkeypatch: pytest.MonkeyPatch, schedule: str
@@ -217,7 +186,7 @@ def test_a_stage_torn_away_commits_the_same_bytes_and_clears_up(
     do(torn, "crop", "encode")
     with counted_passes() as taken:
         for attempt, step in enumerate((1, 2)):
-            tear(monkeypatch, step)
+            tear_learning(monkeypatch, step)
             again = Run(torn.uri)
             with pytest.raises(TornAway):
                 run_shard(again, LEARN, Shard(), QUIET)
@@ -227,7 +196,7 @@ def test_a_stage_torn_away_commits_the_same_bytes_and_clears_up(
             saved = [info.path for info in again.store.list("round-1/learn/")]
             assert saved == [f"{folder}/{number:06d}.safetensors" for number in range(attempt + 1)]
             again.close()
-        tear(monkeypatch, 0)
+        tear_learning(monkeypatch, 0)
         last = Run(torn.uri)
         assert run_shard(last, LEARN, Shard(), QUIET) == "done"
     assert outputs(last) == outputs(calm)
@@ -244,7 +213,7 @@ def test_checkpoints_of_work_that_is_never_finished_are_collected(
     run = make_small_run(tmp_path, store_uri)
     do(run, "crop", "encode")
     before = [info.path for info in run.store.list()]
-    tear(monkeypatch, 2)
+    tear_learning(monkeypatch, 2)
     with pytest.raises(TornAway):
         run_shard(run, LEARN, Shard(), QUIET)
     (left,) = checkpoints(run)
@@ -257,7 +226,7 @@ def test_other_settings_do_not_see_the_checkpoints(tmp_path: Path, monkeypatch: 
     install_light_stages(monkeypatch)
     run = make_small_run(tmp_path, str(tmp_path / "run"))
     do(run, "crop", "encode")
-    tear(monkeypatch, 3)
+    tear_learning(monkeypatch, 3)
     with pytest.raises(TornAway):
         run_shard(run, LEARN, Shard(), QUIET)
     seen: list[dict[str, bytes]] = []
@@ -270,7 +239,7 @@ def test_other_settings_do_not_see_the_checkpoints(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Context, "checkpoints", noted)
     other = make_small_run(tmp_path, str(tmp_path / "other"), balance=0.5)
     do(other, "crop", "encode")
-    tear(monkeypatch, 0)
+    tear_learning(monkeypatch, 0)
     (Path(run.uri) / "config.yaml").write_bytes((Path(other.uri) / "config.yaml").read_bytes())
     do(Run(run.uri), "learn", round_=1)
     assert seen == [{}]
@@ -283,7 +252,7 @@ def test_checkpoints_that_another_attempt_clears_away_meanwhile_are_not_missed(
     install_light_stages(monkeypatch)
     run = make_small_run(tmp_path, store_uri)
     do(run, "crop", "encode")
-    tear(monkeypatch, 2)
+    tear_learning(monkeypatch, 2)
     with pytest.raises(TornAway):
         run_shard(run, LEARN, Shard(), QUIET)
     (left,) = checkpoints(run)
@@ -295,7 +264,7 @@ def test_checkpoints_that_another_attempt_clears_away_meanwhile_are_not_missed(
         return real(path)
 
     monkeypatch.setattr(run.store, "read", late)
-    tear(monkeypatch, 0)
+    tear_learning(monkeypatch, 0)
     assert run_shard(run, LEARN, Shard(), QUIET) == "done"
 
 
@@ -307,7 +276,7 @@ def test_a_store_that_fails_at_a_checkpoint_can_be_tried_again(tmp_path: Path, m
     def full(path: str, data: bytes) -> None:
         raise TryAgain(f"{path}: the disk is full.")
 
-    tear(monkeypatch, 2)
+    tear_learning(monkeypatch, 2)
     with monkeypatch.context() as patch:
         patch.setattr(run.store, "write", full)
         with pytest.raises(TryAgain, match=r"000000\.safetensors: the disk is full"):

@@ -51,6 +51,8 @@ def learn_fast(task: Task, max_iterations: int, seed: int, on_step: OnStep, jour
 def step_limit(task: Task, max_iterations: int, seed: int) -> int:
     """The number of steps after which `learn_fast` stops at the latest."""
     race = min(RACE_ITERATIONS, max_iterations)
+    if len(task.starts) == 1:
+        return max_iterations
     losers = len(task.starts) - (_sample(task, seed) is None)
     return max_iterations + losers * race
 

@@ -31,6 +31,9 @@ from rpl.ranks import Ranks, joined
 from rpl.stage import Context
 from rpl.store import local_copy
 
+# Class-specific vectors by the reference's schedule would fill more than that with gradients; they go without.
+_JOURNAL_BYTES = 4 * 2**30
+
 
 def run(ctx: Context) -> None:
     with joined() as ranks:
@@ -55,10 +58,13 @@ def _run(ctx: Context, ranks: Ranks) -> None:
     with (
         reproducible(),
         FileJournal(ctx.checkpoints(), ctx.save_checkpoint) as journal,
-        ctx.progress(step_limit(task, settings, seed), "steps") as progress,
+        ctx.progress(steps := step_limit(task, settings, seed), "steps") as progress,
     ):
         _check_agreement(ranks, journal)
-        learned = learn(task, settings, seed, lambda step: progress.update(int(step.step > 0)), journal)
+        is_kept = steps * task.starts[0].nbytes <= _JOURNAL_BYTES
+        learned = learn(
+            task, settings, seed, lambda step: progress.update(int(step.step > 0)), journal if is_kept else None
+        )
     _write(ctx, clip, learned, [category.name for category in base])
     ctx.rows = len(train)
     ctx.facts |= {"crops": len(crops), "sourced": 0 if sourced is None else len(sourced)}
