@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,13 +63,18 @@ class ViewRecipe:
     seed: int
 
 
-def cut_views(pictures: list[Picture], recipe: ViewRecipe) -> list[list[Pixels]]:
-    """For each picture its evaluation view, then its random views; decoded once.
+def cut_views(pictures: Iterable[Picture], recipe: ViewRecipe) -> Iterator[Pixels]:
+    """Of one picture after the other the evaluation view, then the random views; each is decoded once.
 
     Raises:
         BadInput: a picture cannot be decoded.
     """
-    return [_views(picture, recipe) for picture in pictures]
+    for picture in pictures:
+        image = _decode(picture)
+        yield evaluation_view(image, recipe.preprocessing)
+        for view in range(picture.views):
+            seed = f"{recipe.seed}/{picture.key}/{view}"
+            yield augmented_view(image, recipe.preprocessing, recipe.scale, seed)
 
 
 def evaluation_view(image: Image.Image, how: Preprocessing) -> Pixels:
@@ -99,16 +104,13 @@ def augmented_view(image: Image.Image, how: Preprocessing, scale: tuple[float, f
     return np.asarray(view)
 
 
-def _views(picture: Picture, recipe: ViewRecipe) -> list[Pixels]:
+def _decode(picture: Picture) -> Image.Image:
     try:
-        image = decode_image(picture.data, max_pixels=_MAX_PIXELS)
+        return decode_image(picture.data, max_pixels=_MAX_PIXELS)
     except ImageRefused as error:
         raise BadInput(
             f"picture {picture.key}: cannot be decoded ({error}); delete the output that holds it and make it again."
         ) from None
-    seeds = (f"{recipe.seed}/{picture.key}/{view}" for view in range(picture.views))
-    random_views = [augmented_view(image, recipe.preprocessing, recipe.scale, seed) for seed in seeds]
-    return [evaluation_view(image, recipe.preprocessing), *random_views]
 
 
 def _kept_ratio(size: tuple[int, int], how: Preprocessing) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,13 +13,14 @@ import torch
 from PIL import Image
 
 from rpl import encoding
-from rpl.clip import ClipModel
+from rpl.clip import ClipModel, load_clip
 from rpl.encoding import Encoded, encode_pictures
 from rpl.errors import BadInput, TryAgain
 from rpl.features import FeatureSet, FeatureWriter
 from rpl.images import encode_jpeg
 from rpl.views import Picture, Pixels, ViewRecipe, cut_views
-from tests.clip_models import make_clip
+from rpl.workers import SharedSlots
+from tests.clip_models import make_clip, write_clip
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +44,19 @@ def recipe(clip: ClipModel) -> ViewRecipe:
     return ViewRecipe(clip.preprocessing, (0.4, 1.0), seed=0)
 
 
-def encode(clip: ClipModel, pictures: list[Picture], batch_size: int = 64, workers: int = 1) -> list[Encoded]:
-    return list(encode_pictures(clip, pictures, recipe(clip), batch_size=batch_size, workers=workers))
+def encode(clip: ClipModel, pictures: list[Picture], workers: int = 1) -> list[Encoded]:
+    return list(encode_pictures(clip, pictures, recipe(clip), batch_size=64, workers=workers))
+
+
+def content(found: list[Encoded]) -> list[tuple[bytes, bytes]]:
+    return [(each.feature.tobytes(), each.views.tobytes()) for each in found]
 
 
 def test_features_are_those_of_each_picture_alone(clip: ClipModel, pictures: list[Picture]) -> None:
     found = encode(clip, pictures)
     assert [each.key for each in found] == [each.key for each in pictures]
     for picture, each in zip(pictures, found, strict=True):
-        (views,) = cut_views([picture], recipe(clip))
+        views = list(cut_views([picture], recipe(clip)))
         features = clip.encode_images(clip.normalise(torch.from_numpy(np.stack(views))))
         expected = torch.nn.functional.normalize(features, dim=1).half().numpy()
         assert each.feature.dtype == each.views.dtype == np.float16
@@ -58,15 +64,46 @@ def test_features_are_those_of_each_picture_alone(clip: ClipModel, pictures: lis
         np.testing.assert_allclose(np.stack([each.feature, *each.views]), expected, atol=1e-3)
 
 
-def test_the_same_bytes_whatever_the_workers_batches_and_neighbours(clip: ClipModel, pictures: list[Picture]) -> None:
-    def content(found: list[Encoded]) -> list[tuple[bytes, bytes]]:
-        return [(each.feature.tobytes(), each.views.tobytes()) for each in found]
-
+def test_the_same_bytes_whatever_the_workers_batches_and_neighbours(
+    clip: ClipModel, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
+) -> None:
     threads = torch.get_num_threads()
     whole = content(encode(clip, pictures))
-    assert content(encode(clip, pictures, batch_size=32, workers=2)) == whole
     assert content(encode(clip, pictures[3:5])) == whole[3:5]
+    monkeypatch.setattr(encoding, "_CPU_BATCH", 48)
+    assert content(encode(clip, pictures, workers=2)) == whole
     assert torch.get_num_threads() == threads
+
+
+def test_shared_memory_is_used_again_and_may_be_too_small(
+    clip: ClipModel, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = content(encode(clip, pictures))
+    monkeypatch.setattr(encoding, "_PICTURES_PER_TASK", 1)
+    monkeypatch.setattr(encoding, "_VIEWS_PER_TASK", 3)  # of 5
+    features = encode_pictures(clip, pictures * 3, recipe(clip), batch_size=64, workers=1)
+    first = next(features)
+    time.sleep(0.5)  # in which the worker does all that it has been given
+    assert content([first, *features]) == whole * 3
+
+
+def test_arrays_beyond_a_slots_room_follow_it() -> None:
+    shared = SharedSlots(3, 2, (2, 3))
+    arrays = [np.full((2, 3), number, np.uint8) for number in range(8)]
+    filled = [shared.write(2, arrays[:4]), shared.write(0, arrays[4:5]), shared.write(1, arrays[5:7])]
+    assert [each.written for each in filled] == [2, 1, 2]
+    assert [len(each.rest) for each in filled] == [2, 0, 0]
+    found = [[int(array[1, 2]) for array in shared.read(each)] for each in filled]
+    assert found == [[0, 1, 2, 3], [4], [5, 6]]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_finds_the_same_features(tmp_path: Path, clip: ClipModel, pictures: list[Picture]) -> None:
+    on_gpu = load_clip(write_clip(tmp_path / "clip"), "cuda")
+    for ours, expected in zip(encode(on_gpu, pictures), encode(clip, pictures), strict=True):
+        assert ours.key == expected.key
+        np.testing.assert_allclose(ours.feature, expected.feature, atol=2e-3)
+        np.testing.assert_allclose(ours.views, expected.views, atol=2e-3)
 
 
 def test_no_pictures_give_no_features(clip: ClipModel) -> None:
@@ -79,7 +116,7 @@ def test_a_damaged_picture_names_itself(clip: ClipModel, pictures: list[Picture]
         encode(clip, [*pictures[:10], broken])
 
 
-def die(pictures: list[Picture], recipe: ViewRecipe) -> list[list[Pixels]]:
+def die(pictures: list[Picture], recipe: ViewRecipe) -> Iterator[Pixels]:
     os._exit(9)  # as the kernel does to a process when memory runs out
 
 
