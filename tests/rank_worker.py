@@ -60,6 +60,7 @@ def _learn_case(clip: ClipModel, ranks: Ranks, learning: dict[str, Any], task: d
         patch.setattr(prompts, "_TOKENS_AT_ONCE", {"cpu": 32})
         patch.setattr(objective, "_LOGITS_AT_ONCE", {"cpu": 64})
         patch.setattr(fast, "RACE_CATEGORIES", 4)
+        patch.setattr(fast, "RACE_IMAGES", 0)
         patch.setattr(TextTower, "features", counted_tower)
         patch.setattr(objective, "_add_block", counted_block)
         torch.set_num_threads(1)

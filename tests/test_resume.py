@@ -88,6 +88,7 @@ def test_torn_away_at_any_steps_it_ends_like_one_left_alone(
     clip: ClipModel, case: Case, at: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fast, "RACE_CATEGORIES", 4)
+    monkeypatch.setattr(fast, "RACE_IMAGES", 0)
     task = make_task(clip, **case.task)
     calm, passes, steps = undisturbed(task, case.settings)
     assert bool(calm.race) == case.is_raced
@@ -135,6 +136,7 @@ def test_torn_away_within_a_step_loses_the_pass_under_way_alone(clip: ClipModel)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_journal_changes_nothing(clip: ClipModel, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast, "RACE_CATEGORIES", 4)
+    monkeypatch.setattr(fast, "RACE_IMAGES", 0)
     task = make_task(clip, **case.task)
     calm, _, _ = undisturbed(task, case.settings)
     assert result(learn(task, case.settings, 0, torn_at(0), NoJournal())) == result(calm)

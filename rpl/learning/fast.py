@@ -22,7 +22,8 @@ from rpl.learning.task import Learned, Meter, Objective, OnStep, Step, Task
 
 WEIGHT_DECAY = 5e-4  # the reference's
 RACE_ITERATIONS = 10  # of each start, before the best of them goes on
-RACE_CATEGORIES = 128  # at most; of fewer categories a quarter, but not less than 16
+RACE_CATEGORIES = 128  # at most; of fewer categories a quarter, but not less than 16 ...
+RACE_IMAGES = 1500  # ... and only if they have so many images: fewer do not tell a good start from a poor one
 PATIENCE = 8  # iterations in which the held-out loss did not fall by ...
 LEAST_GAIN = 1e-3  # ... this share of it
 VIEWS = 2**18  # at most, of all images together: more tell a mean over 1,024 numbers nothing new
@@ -58,10 +59,10 @@ def step_limit(task: Task, max_iterations: int, seed: int) -> int:
 
 
 def _sample(task: Task, seed: int) -> npt.NDArray[np.int64] | None:
-    """The categories to race among; None: all of them, since there are few, or since each has its own context."""
+    """The categories to race among; None: all, since they or their images are few, or each has its own context."""
     count = len(task.bank)
     sample = max(16, min(RACE_CATEGORIES, count // 4))
-    if count <= sample or task.starts.ndim == 4:
+    if count <= sample or task.starts.ndim == 4 or len(task.train) * sample < RACE_IMAGES * count:
         return None
     return np.sort(np.random.default_rng(seed + SAMPLE_SEED).choice(count, sample, replace=False))
 
