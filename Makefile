@@ -14,7 +14,7 @@ RUN    := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench lock docs clean
+.PHONY: help install demo test lint format argo bench lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -44,11 +44,14 @@ format: $(STAMP) ## Format the code and mend what can be mended
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+argo: $(STAMP) ## Write argo/templates/ again from rpl/rounds.py
+	PYTHONPATH=. $(RUN) argo/generate.py
+
 bench: $(STAMP) ## Run benchmarks/NAME.py (NAME=rounds); writes benchmarks/results/NAME.json
 	$(RUN) -m benchmarks.$(NAME)
 
 lock: $(STAMP) ## Compile the lock files again from pyproject.toml
-	cd images/locks && for pair in light:sourcing clip:clip,sourcing dev:clip,demo,dev,sourcing; do \
+	cd images/locks && for pair in light:sourcing clip:clip,pool clip-cuda:clip,pool-gpu dev:clip,demo,dev,sourcing; do \
 	  $(CURDIR)/$(VENV)/bin/python -m uv pip compile --quiet --no-header --universal --python-version 3.10 --generate-hashes \
 	    --override overrides.txt $$(echo $${pair#*:} | sed 's/[^,]*/--extra &/g; s/,/ /g') \
 	    --output-file $${pair%%:*}.lock ../../pyproject.toml || exit 1; done
