@@ -65,9 +65,9 @@ def pods() -> list[Pod]:
     around = [
         Pod(
             "start", "Check the configuration and freeze it into the run", "light", False,
-            {"config": "", "max-rounds": "", "shards": "", "after": ""},
+            {"config": "", "max-rounds": "", "shards": ""},
             ["--config={{inputs.parameters.config}}", "--max-rounds={{inputs.parameters.max-rounds}}",
-             "--shards={{inputs.parameters.shards}}", "--after={{inputs.parameters.after}}"],
+             "--shards={{inputs.parameters.shards}}"],
             ("crop-shards", "download-shards"),
         ),
         Pod(
@@ -166,14 +166,15 @@ spec:
           app.kubernetes.io/component: {name}
         annotations:
           workflows.argoproj.io/description: "{title}."
-{inputs}{outputs}      # 75: the stage says that another try may do. -1 (Error): the pod was deleted or its node lost. 137, 143: killed,
-      # by eviction or a drain. Never 2 (bad input) or 1 (a bug). Policy and expression must both say yes.
+{inputs}{outputs}\
+      # 75: the stage says that another try may do. Error: the pod was deleted or its node lost. -1: it was evicted.
+      # 137, 143: it was killed. Never 2 (bad input) or 1 (a bug). Policy and expression must both say yes.
       retryStrategy:
         limit: "10"
         retryPolicy: Always
         expression: >-
           lastRetry.status == 'Error' ||
-          (asInt(lastRetry.exitCode) in [75, 137, 143] &&
+          (asInt(lastRetry.exitCode) in [-1, 75, 137, 143] &&
           !(lastRetry.message contains 'OOMKilled') && !(lastRetry.message contains 'specified deadline'))
         backoff: {{duration: 5s, factor: "2", maxDuration: 6h, cap: 5m}}
       serviceAccountName: rpl

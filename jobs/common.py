@@ -28,13 +28,17 @@ def _leave_now() -> None:
 
 
 LEAVE_WITHIN_S = 7.0
+TERMINATION_LOG = "/dev/termination-log"
+TERMINATION_LOG_LENGTH = 1000
 # As process 1 of a container Python ignores SIGTERM until a handler is there: before the slow imports below.
 signal.signal(signal.SIGTERM, _on_sigterm)
 
+import contextlib  # noqa: E402
 import os  # noqa: E402
 import re  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
 from typing import NoReturn  # noqa: E402
 
 import click  # noqa: E402
@@ -49,10 +53,10 @@ def guarded(action: Callable[[], None]) -> NoReturn:
         action()
         code = 0
     except RplError as error:
-        click.echo(f"Error: {error}", err=True)
+        _tell(f"Error: {error}")
         code = error.exit_code
     except Terminated:
-        click.echo("Stopped by SIGTERM: nothing was committed; the same command goes on from what was.", err=True)
+        _tell("Stopped by SIGTERM: nothing was committed; the same command goes on from what was.")
         code = TryAgain.exit_code
     except KeyboardInterrupt:
         click.echo("Interrupted: the same command goes on from what was committed.", err=True)
@@ -62,6 +66,14 @@ def guarded(action: Callable[[], None]) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)  # not sys.exit: a pool's exit hook would wait for work that nobody wants any more
     sys.exit(0)
+
+
+def _tell(sentence: str) -> None:
+    """To the person at the terminal; in a pod also to Kubernetes, which shows it beside the exit code."""
+    click.echo(sentence, err=True)
+    # Not opened if absent: outside a pod this would make a file.
+    with contextlib.suppress(OSError), open(os.open(TERMINATION_LOG, os.O_WRONLY | os.O_TRUNC), "w") as log:  # noqa: PTH123
+        log.write(sentence[:TERMINATION_LOG_LENGTH])
 
 
 def parse_shard(text: str, count: int) -> int:
@@ -78,18 +90,47 @@ def parse_shard(text: str, count: int) -> int:
     return int(match[1])
 
 
+run_option = click.option(
+    "--run", "run_uri", required=True, metavar="URI", help="The run: s3://BUCKET/PREFIX/runs/NAME or a folder."
+)
+
+
+def number_or_none(option: str, text: str) -> int | None:
+    """The number from 1 in `text`; None where it is empty, as a workflow gives what was left out.
+
+    Raises:
+        BadInput: something else.
+    """
+    if not text:
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,2}", text):
+        raise BadInput(f"{option} {text!r} is no number from 1 to 999; correct it.")
+    return int(text)
+
+
+def write_outputs(folder: Path, values: dict[str, str]) -> None:
+    """One small file per value, where a workflow engine picks it up."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in values.items():
+        (folder / name).write_text(value, encoding="utf-8")
+
+
 def stage_command(stage: str) -> click.Command:
     """The command of one stage; without --shard it does all shards in turn."""
 
     @click.command(help=f"{_title(stage)}.")
+    @run_option
     @click.option(
-        "--run", "run_uri", required=True, metavar="URI", help="The run: s3://BUCKET/PREFIX/runs/NAME or a folder."
+        "--round",
+        "round_text",
+        metavar="N",
+        help="A round from 1, or 'novel'. Absent or 'once': the stage that runs once.",
     )
     @click.option(
-        "--round", "round_text", metavar="N", help="A round from 1, or 'novel'. Absent: the stage that runs once."
-    )
-    @click.option(
-        "--shard", "shard_text", metavar="i/n", help="One part, i from 0. Absent: all parts, one after the other."
+        "--shard",
+        "shard_text",
+        metavar="i/n",
+        help="One part, i from 0. Absent or 'all': all parts, one after the other.",
     )
     def command(run_uri: str, round_text: str | None, shard_text: str | None) -> None:
         guarded(lambda: _run_stage(stage, run_uri, round_text, shard_text))
@@ -113,7 +154,7 @@ def _run_stage(stage: str, run_uri: str, round_text: str | None, shard_text: str
     run = Run(run_uri)
     reporter = Reporter()
     shards = run.shards(node)
-    if shard_text is not None:
+    if shard_text is not None and shard_text != "all":
         shards = [shards[parse_shard(shard_text, len(shards))]]
     try:
         for shard in shards:

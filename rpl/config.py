@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import posixpath
 import re
 import textwrap
 from pathlib import Path
@@ -254,8 +255,8 @@ class RunConfig(Section):
     runtime: Runtime = Runtime()
 
 
-def parse_config(text: str, source: str) -> RunConfig:
-    """The configuration in YAML `text`; `source` names the file in messages.
+def parse_config(text: str, source: str, *, run: str | None = None) -> RunConfig:
+    """The configuration in YAML `text`; `source` names the file in messages. `run` counts instead of the text's.
 
     Raises:
         BadInput: not YAML, a duplicate or unknown key, a value outside its range; the message names key and fix.
@@ -266,6 +267,8 @@ def parse_config(text: str, source: str) -> RunConfig:
         raise BadInput(f"{source}: not valid YAML ({_yaml_problem(error)}); correct the file.") from error
     if not isinstance(raw, dict):
         raise BadInput(f"{source}: holds no settings; start from the file that `rpl init` writes.")
+    if run is not None:
+        raw["run"] = run
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
@@ -278,7 +281,7 @@ def load_config(path: Path) -> RunConfig:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}); give the path of a config file.") from error
-    return absolute(parse_config(text, str(path)), path.resolve().parent)
+    return absolute(parse_config(text, str(path)), str(path.resolve().parent))
 
 
 def dump_config(config: RunConfig) -> str:
@@ -292,11 +295,16 @@ def dump_config(config: RunConfig) -> str:
     return out.getvalue()
 
 
-def absolute(config: RunConfig, folder: Path) -> RunConfig:
-    """The same configuration with every relative place made absolute against `folder`."""
+def absolute(config: RunConfig, folder: str) -> RunConfig:
+    """The same configuration with every relative place made absolute against `folder`, a path or a URI."""
+    scheme, separator, rest = folder.rpartition("://")
 
     def place(value: str | None) -> str | None:
-        return value if value is None or "://" in value else str((folder / value).resolve())
+        if value is None or "://" in value:
+            return value
+        if separator:
+            return value if value.startswith("/") else f"{scheme}://{posixpath.normpath(f'{rest}/{value}')}"
+        return str((Path(folder) / value).resolve())
 
     def box_data(section: BoxData | None) -> BoxData | None:
         if section is None:

@@ -216,9 +216,11 @@ def goes_on(accuracies: list[float | None], max_rounds: int, min_gain: float) ->
 
 
 def parse_round(text: str | None) -> Round:
-    """`None`, `"novel"` or a round from 1, from the command line's text."""
-    if text is None or text == "novel":
-        return text  # type: ignore[return-value]
+    """`None`, `"novel"` or a round from 1, from the command line's text; "once" is None too."""
+    if text is None or text == "once":
+        return None
+    if text == "novel":
+        return "novel"
     if re.fullmatch(r"[1-9]\d{0,3}", text):
         return int(text)
     raise BadInput(f"--round {text!r} is neither a number from 1 nor 'novel'; correct it.")

@@ -15,7 +15,7 @@ from rpl.config import RunConfig
 from rpl.demo.s3 import S3Server
 from rpl.demo.server import WebServer
 from rpl.demo.templates import TEMPLATES
-from rpl.demo.world_files import CLIP_MODEL, CLIP_WEIGHTS, FULL, HOSTS, Scale, find_world, identity
+from rpl.demo.world_files import CLIP_FOLDER, CLIP_MODEL, CLIP_WEIGHTS, FULL, HOSTS, Scale, find_world, identity
 from rpl.errors import BadInput
 from rpl.local import create_run, run_all
 from rpl.progress import Reporter
@@ -51,28 +51,29 @@ def run_demo(directory: Path, output: Path, *, fresh: bool, scale: Scale = FULL)
     sys.stdout.write(summary_table(summary) + f"\nReport: {output / 'report' / 'index.html'}\n")
 
 
-def demo_config(world: Path, run: str, resolve: dict[str, str]) -> RunConfig:
+def demo_config(world: Path | str, run: str, resolve: dict[str, str], clip: Path | str = CLIP_FOLDER) -> RunConfig:
     """The demo's settings: smaller numbers of pictures than the defaults, two rounds, the small CLIP of this package.
 
     Args:
-        world: folder that `build_world` filled.
+        world: folder that `build_world` filled, or the URI of a copy of it.
         run: URI of the run.
         resolve: the demo's host names and the address of the server that answers for them.
+        clip: folder of the small CLIP, or the URI of a copy of it.
     """
     settings = {
         "run": run,
         "data": {
-            "train": {"annotations": str(world / "train/annotations.json"), "images": str(world / "train/images")},
-            "val": {"annotations": str(world / "val/annotations.json"), "images": str(world / "val/images")},
+            "train": {"annotations": f"{world}/train/annotations.json", "images": f"{world}/train/images"},
+            "val": {"annotations": f"{world}/val/annotations.json", "images": f"{world}/val/images"},
             # The small CLIP sees 64 pixels: with the default of 1.0 an object would be 21 of them wide.
             "scaling_factor": 0.3,
             "crops_per_category": 40,
         },
-        "categories": {"file": str(world / "categories.json")},
-        "pool": {"vectors": str(world / "pool"), "truth": str(world / "pool/truth.parquet")},
+        "categories": {"file": f"{world}/categories.json"},
+        "pool": {"vectors": f"{world}/pool", "truth": f"{world}/pool/truth.parquet"},
         "clip": {
-            "model": str(CLIP_MODEL),
-            "pretrained": str(CLIP_WEIGHTS),
+            "model": f"{clip}/{CLIP_MODEL.name}",
+            "pretrained": f"{clip}/{CLIP_WEIGHTS.name}",
             "views": 4,
         },
         "rounds": {

@@ -15,7 +15,7 @@ from rpl.errors import BadInput
 from rpl.store.base import ObjectInfo, Store
 from rpl.store.files import FileStore
 
-__all__ = ["ObjectInfo", "Store", "local_copy", "open_store", "open_uri", "read_uri", "stat_uri"]
+__all__ = ["ObjectInfo", "Store", "exists_uri", "local_copy", "open_store", "open_uri", "read_uri", "stat_uri"]
 
 
 def open_store(uri: str) -> Store:
@@ -52,6 +52,12 @@ def stat_uri(uri: str) -> list[ObjectInfo]:
     store, name = _parent(uri)
     found = store.stat(name) if name else None
     return [found] if found is not None else list(open_store(uri).list())
+
+
+def exists_uri(uri: str) -> bool:
+    """Whether there is an object at `uri`, or anything inside such a folder or prefix."""
+    store, name = _parent(uri)
+    return bool(name and store.stat(name)) or any(True for _ in open_store(uri).list())
 
 
 def local_copy(uri: str, folder: Path) -> Path:

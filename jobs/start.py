@@ -1,0 +1,42 @@
+"""Check a configuration and freeze it into a run: the first step of a workflow.
+
+For example:
+
+    python -m jobs.start --run s3://bucket/runs/first --config s3://bucket/configs/first.yaml --outputs /tmp/outputs
+"""
+
+from pathlib import Path
+
+import click
+
+from jobs.common import guarded, number_or_none, run_option, write_outputs
+
+
+@click.command(help="Check a configuration and freeze it into a run.")
+@run_option
+@click.option("--config", required=True, metavar="URI", help="The configuration: s3://BUCKET/PATH.yaml or a file.")
+@click.option("--max-rounds", default="", metavar="N", help="Rounds at most. Empty: as configured.")
+@click.option("--shards", default="", metavar="N", help="Parts of crops and of downloads. Empty: as configured.")
+@click.option(
+    "--outputs", type=click.Path(path_type=Path), required=True, help="Folder for crop-shards, download-shards."
+)
+def main(run_uri: str, config: str, max_rounds: str, shards: str, outputs: Path) -> None:
+    guarded(lambda: _start(run_uri, config, max_rounds, shards, outputs))
+
+
+def _start(run_uri: str, config: str, max_rounds: str, shards: str, outputs: Path) -> None:
+    from rpl.workflow import begin
+
+    run = begin(
+        run_uri, config,
+        max_rounds=number_or_none("--max-rounds", max_rounds), shards=number_or_none("--shards", shards),
+    )  # fmt: skip
+    write_outputs(
+        outputs,
+        {"crop-shards": str(run.config.shards.crop), "download-shards": str(run.config.shards.download)},
+    )
+    click.echo(f"{run.uri}: ready.", err=True)
+
+
+if __name__ == "__main__":
+    main()

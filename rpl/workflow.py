@@ -1,0 +1,117 @@
+"""A run as a workflow engine drives it: begun from a configuration, asked whether a round follows, closed at the end.
+
+Knows runs and their graph, and nothing of any engine: it is told names and texts, and answers with values.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime, timezone
+from typing import Any
+
+from rpl.config import RunConfig, absolute, parse_config
+from rpl.errors import BadInput
+from rpl.local import CONFIG, NodeStatus, create_run, status
+from rpl.rounds import Node, goes_on
+from rpl.stage import Run, base_accuracy, outside_files
+from rpl.store import exists_uri, open_store, read_uri
+
+OUTCOME = "outcome.json"
+PUBLISHED = {"index.html": "index.html", "summary.json": "summary.json"}
+"""Copies of the report's files at the top of the run, where a person looks for them: name there → name in the run."""
+
+_FIRST_STAGES = ("crop", "encode", "index")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_MOST_FAILURES = 50
+
+
+def begin(uri: str, config_uri: str, *, max_rounds: int | None = None, shards: int | None = None) -> Run:
+    """The run at `uri`, made from the configuration at `config_uri`, or found if it was made from the same one.
+
+    Args:
+        max_rounds, shards: instead of the configuration's; `shards` counts for crops and for downloads.
+
+    Raises:
+        BadInput: the name, the configuration or a file that it names is wrong; nothing was written.
+    """
+    name = uri.rstrip("/").rpartition("/")[2]
+    if not _NAME.fullmatch(name):
+        raise BadInput(
+            f"run {name!r}: a run's name holds letters, digits, '-', '_' and '.' (100 at most); choose another."
+        )
+    config = _load(config_uri, uri)
+    changes: dict[str, Any] = {}
+    if max_rounds is not None:
+        changes["rounds"] = config.rounds.model_copy(update={"max_rounds": max_rounds})
+    if shards is not None:
+        changes["shards"] = config.shards.model_copy(update={"crop": shards, "download": shards})
+    config = RunConfig.model_validate(config.model_copy(update=changes).model_dump())
+    _check_places(config, config_uri)
+    return create_run(config)
+
+
+def another_round(run: Run, number: int) -> bool:
+    """Whether a round follows round `number`. Raises BadInput where a round up to it is not finished."""
+    accuracies = []
+    for earlier in range(1, number + 1):
+        embedded = run.manifests(Node("embed", earlier))
+        if embedded is None:
+            raise BadInput(f"{run.uri}: round {earlier} is not finished; run its stages first.")
+        accuracies.append(base_accuracy(embedded[0]))
+    return goes_on(accuracies, run.config.rounds.max_rounds, run.config.rounds.min_gain)
+
+
+def close(run: Run, outcome: str, failures: list[dict[str, str]]) -> dict[str, Any]:
+    """Publish how the run ended: `outcome.json`, and copies of the report where there is one; what was published.
+
+    Args:
+        outcome: the engine's word, such as "Succeeded".
+        failures: steps that failed, each with at least "step" and "message".
+    """
+    reported = run.manifests(Node("report"))
+    published = {
+        "run": run.uri,
+        "outcome": outcome,
+        "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "report": "index.html" if reported else None,
+        "stages": [_stage(row) for row in status(run)],
+        "failures": failures[:_MOST_FAILURES],
+    }  # fmt: skip
+    if reported:
+        for target, name in PUBLISHED.items():
+            run.store.write(target, run.local(reported[0].files[name]).read_bytes())
+    run.store.write(OUTCOME, json.dumps(published, indent=1, ensure_ascii=False).encode())
+    return published
+
+
+def exists(uri: str) -> bool:
+    """Whether a run was begun at `uri`."""
+    return open_store(uri).stat(CONFIG) is not None
+
+
+def _stage(row: NodeStatus) -> dict[str, Any]:
+    return {
+        "stage": row.node.path,
+        "done": row.done,
+        "shards": row.shards,
+        "seconds": round(row.wall_s, 1),
+        "rows": row.rows,
+    }
+
+
+def _load(config_uri: str, run: str) -> RunConfig:
+    try:
+        text = read_uri(config_uri).decode()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{config_uri}: is not UTF-8 text; give a configuration as `rpl init` writes it.") from error
+    return absolute(parse_config(text, config_uri, run=run), config_uri.rpartition("/")[0])
+
+
+def _check_places(config: RunConfig, config_uri: str) -> None:
+    """All files from outside are there: told now, not an hour later by the stage that reads them."""
+    folders = [config.data.train.images, *([config.data.val.images] if config.data.val else [])]
+    files = [uri for stage in _FIRST_STAGES for uri in outside_files(Node(stage), config)]
+    for uri in dict.fromkeys([*files, *folders]):
+        if not exists_uri(uri):
+            raise BadInput(f"{uri}: does not exist; correct the place in {config_uri}.")
