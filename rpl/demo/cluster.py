@@ -117,6 +117,8 @@ class Cluster:
         taint = "node-role.kubernetes.io/control-plane"
         if taint in self.kubectl("get", "node", self.main_node, "-o", "jsonpath={.spec.taints}", quiet=True):
             self.kubectl("taint", "node", self.main_node, f"{taint}-", quiet=True)
+        # The helpers of kind's volume provisioner run under this account, which not every node image brings.
+        self.apply(service_account("local-path-provisioner-service-account", "local-path-storage"))
         self.advertise_gpu()
 
     def advertise_gpu(self) -> None:
@@ -359,6 +361,10 @@ def wait_for_port(port: int, process: subprocess.Popen[str]) -> None:
 def namespace(name: str, *, restricted: bool = False) -> str:
     labels = {"pod-security.kubernetes.io/enforce": "restricted"} if restricted else {}
     return json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+
+
+def service_account(name: str, where: str) -> str:
+    return json.dumps({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": where}})
 
 
 def secret(name: str, where: str, data: dict[str, str]) -> str:
