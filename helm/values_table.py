@@ -1,4 +1,4 @@
-"""Writes what the chart's documentation has from elsewhere: its tables in README.md, descriptions in values.schema.json.
+"""Writes what the chart says twice: the tables of its README.md, the descriptions of its values.schema.json.
 
     python helm/values_table.py         (make chart)
 
@@ -35,7 +35,7 @@ def documented(text: str) -> Iterator[Value]:
     sentence: list[str] = []
     for line in text.splitlines():
         comment = re.match(r" *# (--)? *(.*)", line)
-        key = re.match(r"( *)([A-Za-z]+):", line)
+        key = re.match(r"( *)([A-Za-z0-9]+):", line)
         if comment and (comment[1] or sentence):
             sentence.append(comment[2])
         elif key:
