@@ -77,7 +77,8 @@ def readme(text: str, tables: dict[str, str]) -> str:
     """`text` with each table between its two marks."""
     for name, table in tables.items():
         marks = rf"(<!-- {name}, written by helm/values_table.py -->\n).*?(<!-- end -->)"
-        text, found = re.subn(marks, lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text, flags=re.DOTALL)
+        between = table.replace("\\", r"\\")
+        text, found = re.subn(marks, rf"\g<1>{between}\n\g<2>", text, flags=re.DOTALL)
         assert found == 1, f"README.md needs the marks of {name} once"
     return text
 

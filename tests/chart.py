@@ -214,4 +214,5 @@ def _is_inside(block: Object, address: ipaddress.IPv4Address | ipaddress.IPv6Add
 
 
 def _is_port(rule: Object, port: int, protocol: str) -> bool:
-    return rule.get("protocol", "TCP") == protocol and rule["port"] <= port <= rule.get("endPort", rule["port"])
+    first, last = int(rule["port"]), int(rule.get("endPort", rule["port"]))
+    return rule.get("protocol", "TCP") == protocol and first <= port <= last

@@ -32,9 +32,11 @@ labels:
 
 {{/* TCP ports of a NetworkPolicy rule, from a list of numbers. */}}
 {{- define "rpl.ports" -}}
+{{- $ports := list }}
 {{- range . }}
-- {protocol: TCP, port: {{ int . }}}
+  {{- $ports = append $ports (dict "protocol" "TCP" "port" (int .)) }}
 {{- end }}
+{{- toYaml $ports }}
 {{- end }}
 
 {{/* The public internet as NetworkPolicy peers: what rpl/connections.py refuses to dial is left out; a test compares. */}}
@@ -62,7 +64,7 @@ labels:
       - 224.0.0.0/4
       - 240.0.0.0/4
 - ipBlock:
-    cidr: 2000::/3  # all that IPv6 has given out: local, mapped and translated (64:ff9b::/96) addresses lie outside
+    cidr: 2000::/3  # all that is given out: local, mapped and NAT64 addresses lie outside
     except:
       - 2001::/23
       - 2001:db8::/32
