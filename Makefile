@@ -14,7 +14,7 @@ RUN    := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format argo bench lock clean
+.PHONY: help install demo test lint format argo chart bench lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ format: $(STAMP) ## Format the code and mend what can be mended
 
 argo: $(STAMP) ## Write argo/templates/ again from rpl/rounds.py
 	PYTHONPATH=. $(RUN) argo/generate.py
+
+chart: $(STAMP) ## Write the chart's tables and descriptions again from helm/rpl/values.yaml
+	PYTHONPATH=. $(RUN) helm/values_table.py
 
 bench: $(STAMP) ## Run benchmarks/NAME.py (NAME=rounds); writes benchmarks/results/NAME.json
 	$(RUN) -m benchmarks.$(NAME)
