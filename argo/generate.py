@@ -154,6 +154,8 @@ metadata:
     workflows.argoproj.io/description: "{title}."
 spec:
   entrypoint: {name}
+  ttlStrategy: {{secondsAfterCompletion: 604800}}
+  podGC: {{strategy: OnPodSuccess, deleteDelayDuration: 10m}}
   arguments:
     parameters:
 {arguments}

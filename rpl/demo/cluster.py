@@ -216,15 +216,16 @@ class Cluster:
         found: dict[str, str] = json.loads(file.read_text())
         return found
 
-    def install_chart(self, images: dict[str, str], keys: dict[str, str]) -> None:
+    def install_chart(self, images: dict[str, str], keys: dict[str, str], *options: str) -> None:
+        """The chart with `ci/local-values.yaml`; `options` of helm come last."""
         self.apply(namespace(NAMESPACE, restricted=True))
         self.apply(secret("rpl-s3", NAMESPACE, keys))
-        arguments = []
+        tags = []
         for name in ("light", "clip"):
             repository, tag = images[name].split(":")
-            arguments += ["--set", f"images.{name}.repository={repository}", "--set-string", f"images.{name}.tag={tag}"]
-        self.helm("upgrade", "--install", "rpl", str(CHART), "-f", str(CHART / "ci" / "local-values.yaml"), *arguments,
-                  "--wait")  # fmt: skip
+            tags += ["--set", f"images.{name}.repository={repository}", "--set-string", f"images.{name}.tag={tag}"]
+        values = str(CHART / "ci" / "local-values.yaml")
+        self.helm("upgrade", "--install", "rpl", str(CHART), "-f", values, *tags, *options, "--wait")
 
     @contextmanager
     def s3(self) -> Iterator[None]:

@@ -19,10 +19,13 @@ What is set here is set nowhere in argo/ or has the same default there; a test c
     {{- $_ := set $object.spec "imagePullSecrets" . }}
   {{- end }}
 {{- end }}
-{{- if hasKey $object.spec "ttlStrategy" }}
-  {{- $_ := set $object.spec "parallelism" $values.workflow.parallelism }}
-  {{- $_ := set $object.spec "activeDeadlineSeconds" $values.workflow.activeDeadlineSeconds }}
-  {{- $_ := set $object.spec.ttlStrategy "secondsAfterCompletion" $values.workflow.ttlSecondsAfterCompletion }}
+{{- range $key := list "parallelism" "activeDeadlineSeconds" }}
+  {{- if hasKey $object.spec $key }}
+    {{- $_ := set $object.spec $key (index $values.workflow $key) }}
+  {{- end }}
+{{- end }}
+{{- with $object.spec.ttlStrategy }}
+  {{- $_ := set . "secondsAfterCompletion" $values.workflow.ttlSecondsAfterCompletion }}
 {{- end }}
 {{- range $template := $object.spec.templates }}
   {{- if $template.container }}
