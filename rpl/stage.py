@@ -213,7 +213,7 @@ class Run:
                 "node": node.path,
                 "shard": str(shard),
                 "version": stage.version,
-                "settings": self.config.model_dump(mode="json", include=set(stage.sections)),
+                "settings": self.config.settings(stage.sections),
                 "inputs": {name: [m.contents for m in manifests] for name, manifests in inputs.items()},
                 "outside": outside,
             }

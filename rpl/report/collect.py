@@ -86,7 +86,7 @@ def settings_yaml(config: RunConfig) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     out = io.StringIO()
-    yaml.dump(config.model_dump(mode="json", include=set(STAGES["report"].sections)), out)
+    yaml.dump(config.settings(STAGES["report"].sections), out)
     return out.getvalue()
 
 
