@@ -243,8 +243,8 @@ class RunConfig(Section):
     run: Uri = Field(description="Where the run lives: s3://BUCKET/PREFIX/runs/NAME or a folder.")
     previous: Uri | None = Field(
         None,
-        description="A finished run to source again from: what it did alike is copied, the addresses that it judged are "
-        "not asked again, and the report says what changed.",
+        description="A finished run to source again from: what it did alike is copied, the addresses that it judged "
+        "are not asked again, and the report says what changed.",
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of every random choice.")
     data: Data
