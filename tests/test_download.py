@@ -383,6 +383,7 @@ def run_stage(candidates: pa.Table, resolve: dict[str, str], folder: Path, threa
     folder.mkdir()
     pq.write_table(candidates, folder / "candidates.parquet")
     config = SimpleNamespace(
+        previous=None,
         download=Download(timeout_s=1, retries=1, max_pixels=10**6),
         rounds=SimpleNamespace(kept=SimpleNamespace(base=8, novel=100)),
         runtime=SimpleNamespace(resolve=resolve, threads=threads),
