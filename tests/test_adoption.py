@@ -1,4 +1,4 @@
-"""Work that a previous run did alike is copied: what is adopted, what is not, and that nothing depends on the old run."""
+"""Work that a previous run did alike is copied; what is other work; and that nothing depends on the old run then."""
 
 from __future__ import annotations
 
