@@ -104,6 +104,20 @@ def test_a_pool_that_has_grown_since_leaves_a_run_finished(fakes: FakeStages, tm
     assert str(caught.value) == f"{store_uri}: its download is not whole any more; run it again."
 
 
+def test_of_several_reports_the_newest_counts(fakes: FakeStages, tmp_path: Path) -> None:
+    old = finished_run(tmp_path, str(tmp_path / "run"))
+    (tmp_path / "train.json").write_text("other boxes")
+    fakes.accuracies = [0.7, 0.1, 0.1]
+    old.store.delete([info.path for info in old.store.list("round-1/embed/")])
+    run_all(Run(old.uri), QUIET)
+    newer = (Run(old.uri).manifests(Node("report")) or [])[0]
+    (older,) = {path.name for path in Path(old.uri, "report").glob("*.json")} - {f"0-of-1.{newer.digest[:16]}.json"}
+    found = finished(Run(old.uri))
+    assert found is not None and found.report == newer
+    os.utime(Path(old.uri, "report", older), (2**33, 2**33))
+    assert finished(Run(old.uri)) != found
+
+
 def test_a_previous_run_that_cannot_be_used_is_named(fakes: FakeStages, tmp_path: Path) -> None:
     early = make_run(tmp_path, str(tmp_path / "early"))
     for uri, problem in (
