@@ -304,7 +304,7 @@ def test_the_page_says_what_changed() -> None:
     page = Page(render(data))
     assert not page.misplaced
     for expected in (
-        "sourced again from s3://bucket/runs/demo-1 , with its prompts.",
+        "sourced again from s3://bucket/runs/demo-1 .",
         "2,105 stood without a request; 310 addresses were asked again, of which 4 came back to life.",
         "Accuracy on novel categories 58.0 % – –",
         "Accuracy on base categories 61.0 % 61.0 % +0.0",
