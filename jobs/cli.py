@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from jobs.common import guarded
 from rpl import __version__
+
+if TYPE_CHECKING:
+    from rpl.stage import Run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,6 +38,14 @@ def init(file: Path) -> None:
 def run(file: Path) -> None:
     """Run all stages that are not done yet, on this machine."""
     guarded(lambda: _run(file))
+
+
+@main.command()
+@click.argument("run_uri", metavar="RUN")
+@click.argument("new_uri", metavar="NEW_RUN")
+def again(run_uri: str, new_uri: str) -> None:
+    """Source again from the finished RUN into NEW_RUN, with its prompts and what it judged."""
+    guarded(lambda: _again(run_uri, new_uri))
 
 
 @main.command()
@@ -97,15 +109,27 @@ def _init(file: Path) -> None:
 
 def _run(file: Path) -> None:
     from rpl.config import load_config
-    from rpl.local import create_run, run_all
+    from rpl.local import create_run
+
+    _run_all(create_run(load_config(file)))
+
+
+def _again(run_uri: str, new_uri: str) -> None:
+    from rpl.again import create_run_after
+    from rpl.stage import Run
+
+    _run_all(create_run_after(Run(run_uri), new_uri))
+
+
+def _run_all(run: Run) -> None:
+    from rpl.local import run_all
     from rpl.progress import Reporter
 
-    found = create_run(load_config(file))
     try:
-        run_all(found, Reporter())
+        run_all(run, Reporter())
     finally:
-        found.close()
-    click.echo(f"Done. To copy the results: rpl fetch {found.uri} DIR")
+        run.close()
+    click.echo(f"Done. To copy the results: rpl fetch {run.uri} DIR")
 
 
 def _status(run_uri: str, as_json: bool) -> None:

@@ -12,10 +12,11 @@ import json
 import posixpath
 import re
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -241,6 +242,11 @@ class RunConfig(Section):
     """All settings of one run. Unknown keys are refused."""
 
     run: Uri = Field(description="Where the run lives: s3://BUCKET/PREFIX/runs/NAME or a folder.")
+    previous: Uri | None = Field(
+        None,
+        description="A finished run to source again from: what it did alike is copied, the addresses that it judged "
+        "are not asked again, and the report says what changed.",
+    )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of every random choice.")
     data: Data
     categories: Categories = Categories()
@@ -253,6 +259,21 @@ class RunConfig(Section):
     evaluate: Evaluate = Evaluate()
     shards: Shards = Shards()
     runtime: Runtime = Runtime()
+
+    @field_validator("previous")
+    @classmethod
+    def _is_another(cls, previous: str | None, info: ValidationInfo) -> str | None:
+        if previous is not None and previous.rstrip("/") == str(info.data.get("run")).rstrip("/"):
+            raise ValueError("it must be another run than `run`")
+        return previous
+
+    def settings(self, sections: Iterable[str]) -> dict[str, Any]:
+        """These sections as JSON, for a digest or a reader.
+
+        `previous` is there only where it is set: runs from before there was such a key keep their digests.
+        """
+        found = self.model_dump(mode="json", include=set(sections))
+        return {name: value for name, value in found.items() if name != "previous" or value is not None}
 
 
 def parse_config(text: str, source: str, *, run: str | None = None) -> RunConfig:
@@ -319,6 +340,7 @@ def absolute(config: RunConfig, folder: str) -> RunConfig:
     return config.model_copy(
         update={
             "run": place(config.run),
+            "previous": place(config.previous),
             "data": data.model_copy(update={"train": box_data(data.train), "val": box_data(data.val)}),
             "categories": categories.model_copy(
                 update={"file": place(categories.file), "base": place(categories.base)}

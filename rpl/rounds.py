@@ -116,7 +116,7 @@ STAGES: dict[str, Stage] = {
             in_round=(CROPS, INDEX, EMBEDDINGS), in_novel=(CROPS, INDEX, EMBEDDINGS),
         ),
         Stage(
-            "download", "Download the candidates safely", "light", False, ("download", "rounds"),
+            "download", "Download the candidates safely", "light", False, ("download", "rounds", "previous"),
             in_round=(CROPS, CANDIDATES), in_novel=(CROPS, CANDIDATES), shards="download",
         ),
         Stage(
@@ -134,7 +134,10 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "report", "Write the report", "light", False,
-            ("seed", "data", "categories", "pool", "clip", "learn", "rounds", "download", "curate", "evaluate"),
+            (
+                "seed", "data", "categories", "pool", "clip", "learn", "rounds", "download", "curate", "evaluate",
+                "previous",
+            ),
             once=(
                 CROPS, CROP_FEATURES, INDEX,
                 Edge("round_prompts", "learn", "rounds"),

@@ -37,7 +37,8 @@ from rpl.progress import Progress, Reporter
 from rpl.rounds import STAGES, Node, edges, goes_on, shard_key, sources
 from rpl.store import Store, open_store, stat_uri
 
-Outcome = Literal["done", "already done", "done by another"]
+Outcome = Literal["done", "already done", "done by another", "adopted"]
+"""adopted: the previous run had done the very same work, and its files were copied."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class Manifest:
     wall_s: float
     peak_memory_bytes: int
     versions: dict[str, str] = field(default_factory=dict)
+    adopted_from: str | None = None
+    """The run whose files these are copies of; None: they were made here."""
 
     @property
     def contents(self) -> str:
@@ -213,7 +216,7 @@ class Run:
                 "node": node.path,
                 "shard": str(shard),
                 "version": stage.version,
-                "settings": self.config.model_dump(mode="json", include=set(stage.sections)),
+                "settings": self.config.settings(stage.sections),
                 "inputs": {name: [m.contents for m in manifests] for name, manifests in inputs.items()},
                 "outside": outside,
             }
@@ -313,7 +316,7 @@ class Context:
 
 
 def run_shard(run: Run, node: Node, shard: Shard, reporter: Reporter, *, commits: bool = True) -> Outcome:
-    """Do one shard of a stage, or find that it is done.
+    """Do one shard of a stage, or find that it is done, here or in the previous run.
 
     `commits`: false for a process that only helps another one with the same work, and writes nothing.
 
@@ -324,6 +327,11 @@ def run_shard(run: Run, node: Node, shard: Shard, reporter: Reporter, *, commits
     work = run.expected(node, shard)
     if run.manifest(node, shard) is not None:
         return "already done"
+    from rpl.adoption import adopt  # which is built on this module
+
+    adopted = adopt(run, node, shard, work, commits=commits)
+    if adopted is not None:
+        return adopted
     function = importlib.import_module(f"rpl.stages.{node.stage}").run
     attempt = secrets.token_hex(8)
     started = time.monotonic()
@@ -347,12 +355,16 @@ def run_shard(run: Run, node: Node, shard: Shard, reporter: Reporter, *, commits
         inputs={name: [m.contents for m in manifests] for name, manifests in work.inputs.items()}, outside=work.outside,
         wall_s=round(time.monotonic() - started, 3), peak_memory_bytes=_peak_memory_bytes(), versions=_versions(),
     )  # fmt: skip
-    is_ours = run.store.put_if_absent(manifest_path(node, shard, work.digest), manifest.to_json())
-    run.store.delete([info.path for info in run.store.list(f"{checkpoints_path(node, shard, work.digest)}/")])
-    if is_ours:
-        return "done"
-    run.store.delete([file.path for file in context.files.values()])
-    return "done by another"
+    return "done" if commit(run, node, shard, manifest) else "done by another"
+
+
+def commit(run: Run, node: Node, shard: Shard, manifest: Manifest) -> bool:
+    """Make `manifest` visible, unless another attempt was first: then its files go. Whether it is visible."""
+    is_ours = run.store.put_if_absent(manifest_path(node, shard, manifest.digest), manifest.to_json())
+    run.store.delete([info.path for info in run.store.list(f"{checkpoints_path(node, shard, manifest.digest)}/")])
+    if not is_ours:
+        run.store.delete([file.path for file in manifest.files.values()])
+    return is_ours
 
 
 def base_accuracy(embedded: Manifest) -> float | None:

@@ -174,6 +174,13 @@ class WaveDownloader:
         assert not missing, f"img2dataset gave no answer for {len(missing)} addresses"
         return verdicts
 
+    def keep(self, key: str, data: bytes) -> None:
+        """Store the JPEG of a good picture, once; also of one that was fetched elsewhere. Not while a wave is on."""
+        if key not in self._places:
+            start = self._spool.seek(0, io.SEEK_END)
+            self._spool.write(data)
+            self._places[key] = (start, len(data))
+
     def read(self, key: str) -> bytes:
         """The stored JPEG of a good picture."""
         start, length = self._places[key]
@@ -218,10 +225,7 @@ class WaveDownloader:
         if picture is None:
             why = BY_WORD[reason]
             return Verdict(why.kind, why.value, now())
-        if picture.key not in self._places:
-            start = self._spool.seek(0, io.SEEK_END)
-            self._spool.write(picture.data)
-            self._places[picture.key] = (start, len(picture.data))
+        self.keep(picture.key, picture.data)
         return Verdict(
             "ok", None, now(), picture.key, picture.sha256, picture.phash, picture.width, picture.height, picture.mime
         )

@@ -15,15 +15,20 @@ from PIL import Image, ImageDraw
 from rpl.images import encode_jpeg
 from rpl.report.model import (
     Accuracy,
+    CategoryChange,
     CategorySheet,
+    Changes,
     CurvePoint,
     DataCounts,
+    Move,
     Picture,
     PromptAccuracy,
     ReportData,
     RoundReport,
+    Since,
     Sourcing,
     Split,
+    Standing,
 )
 
 NAMES = ("apple", "alarm clock", "backpack", "bagel", "bicycle", "candle", "cello", "daisy", "drum", "eyeglasses")
@@ -54,6 +59,26 @@ def report_data(
         settings_yaml="seed: 0\nrounds:\n  max_rounds: 2\n",
         attribution="Pictures: OpenMoji (https://openmoji.org), CC BY-SA 4.0.",
         seconds={"crop": 6.21, "encode": 31.5, "index": 0.42, "export": 0.91},
+    )
+
+
+def since(name: str = "apple", url: str = "http://pictures-1.example.org/a/1.jpg") -> Since:
+    """What changed since a made-up earlier run; `name` and `url` are of the category and picture that changed most."""
+    return Since(
+        uri="s3://bucket/runs/demo-1",
+        changes=Changes(
+            new=31,
+            gone=12,
+            stayed=1_200,
+            moved=7,
+            gone_because={"not_found": 8, "not_a_candidate": 3, "moon_phase": 1},
+            moves=(Move(name, url, 40, 2), Move("bagel", "http://b.test/2.jpg", 1, 2)),
+            categories=(CategoryChange(name, 20, 9, 30, 2), CategoryChange("bagel", 0, 3, 57, 5)),
+            categories_changed=9,
+        ),
+        then=Standing(Accuracy(0.61, 0.58), 0.742, None, 1_212, 1_600),
+        now=Standing(Accuracy(0.61, None), 0.75, 0.8, 1_231, 1_600),
+        addresses={"reused": 2_105, "asked_again": 310, "revived": 4},
     )
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rpl.config import DEFAULT_LAYOUT, RunConfig, dump_config, json_schema, load_config, parse_config, template
 from rpl.errors import BadInput
+from rpl.rounds import STAGES
 from tests.prompt_texts import OTHER_LAYOUTS
 
 MINIMAL = """
@@ -154,6 +155,24 @@ def test_relative_places_count_from_the_file(tmp_path: Path) -> None:
     assert config.pool.vectors == str(tmp_path / "pool")
     assert config.clip.model == "ViT-B-32"
     assert config.clip.pretrained == "openai"
+
+
+def test_a_run_without_a_previous_one_is_digested_as_before_there_was_such_a_key(tmp_path: Path) -> None:
+    config = parse_config(MINIMAL, "my.yaml")
+    for stage in STAGES.values():
+        old = config.model_dump(mode="json", include={*stage.sections} - {"previous"})
+        assert json.dumps(config.settings(stage.sections)) == json.dumps(old)
+    (tmp_path / "my.yaml").write_text(MINIMAL + "previous: runs/w\n")
+    again = load_config(tmp_path / "my.yaml")
+    assert again.previous == str(tmp_path / "runs/w"), "a place, counted from the file"
+    named = {name for name, stage in STAGES.items() if "previous" in again.settings(stage.sections)}
+    assert named == {"download", "report"}
+
+
+def test_a_run_is_not_its_own_previous_one() -> None:
+    assert refusal(MINIMAL + "previous: runs/x/\n") == (
+        "my.yaml: key 'previous': Value error, it must be another run than `run`; correct the value."
+    )
 
 
 def test_schema_describes_every_section() -> None:

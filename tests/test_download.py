@@ -35,7 +35,7 @@ from rpl.images import decode_image
 from rpl.progress import Reporter
 from rpl.reasons import Reason, Refused
 from rpl.stages import download as stage
-from rpl.tars import read_tar
+from rpl.tars import read_tar, write_tar
 from rpl.waves import Verdict, WaveDownloader, examine, interleaved
 
 
@@ -378,12 +378,18 @@ def small_web(folder: Path) -> tuple[dict[str, dict[str, str]], pa.Table]:
     )
 
 
-def run_stage(candidates: pa.Table, resolve: dict[str, str], folder: Path, threads: int) -> SimpleNamespace:
+SETTINGS = Download(timeout_s=1, retries=1, max_pixels=10**6)
+
+
+def run_stage(
+    candidates: pa.Table, resolve: dict[str, str], folder: Path, threads: int, previous: str | None = None
+) -> SimpleNamespace:
     """The stage's function with a context of plain parts: the contract around it is tested elsewhere."""
     folder.mkdir()
     pq.write_table(candidates, folder / "candidates.parquet")
     config = SimpleNamespace(
-        download=Download(timeout_s=1, retries=1, max_pixels=10**6),
+        previous=previous,
+        download=SETTINGS,
         rounds=SimpleNamespace(kept=SimpleNamespace(base=8, novel=100)),
         runtime=SimpleNamespace(resolve=resolve, threads=threads),
     )
@@ -456,6 +462,109 @@ def test_a_shard_without_candidates_writes_empty_files(tmp_path: Path) -> None:
     assert result.facts == {"urls": 0, "ok": 0, "by_reason": {}}
     assert pq.read_table(result.folder / "downloads.parquet").num_rows == 0
     assert list(read_tar(result.folder / "images.tar")) == []
+
+
+# The stage after a previous run
+
+
+class Previous:
+    """A finished run in place of `rpl.finished.Finished`: its download nodes are folders that `run_stage` filled."""
+
+    def __init__(self, rounds: list[Path], novel: list[Path], settings: Download = SETTINGS) -> None:
+        self.run = SimpleNamespace(config=SimpleNamespace(download=settings))
+        self._folders = {"round_downloads": rounds, "novel_downloads": novel}
+
+    def inputs(self, edge: str) -> list[Path]:
+        return self._folders[edge]
+
+    def local(self, folder: Path, name: str) -> Path:
+        return folder / name
+
+    def close(self) -> None:
+        """Nothing was copied."""
+
+
+def risen(routes: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """The same web some days later: what was not found is there, and every good page is gone."""
+    kinds = {"not_found": "ok", "ok": "not_found"}
+    return {url: {**route, "kind": kinds.get(route["kind"], route["kind"])} for url, route in routes.items()}
+
+
+@pytest.mark.parametrize("nodes", ["a round's", "the novel pass's", "shards'"])
+def test_after_a_previous_run_only_what_failed_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: str
+) -> None:
+    routes, candidates = small_web(tmp_path)
+    first = tmp_path / "first"
+    with WebServer(tmp_path, routes) as server:
+        before = run_stage(candidates, server.resolve, first, 16)
+        parts = [tmp_path / "0", tmp_path / "1"]
+        for number, part in enumerate(parts if nodes == "shards'" else []):
+            run_stage(download.shard_of(candidates, number, 2), server.resolve, part, 16)
+    made = {"a round's": ([first], []), "the novel pass's": ([], [first]), "shards'": (parts, [])}[nodes]
+    monkeypatch.setattr(stage, "previous_run", lambda uri: Previous(*made))
+    with WebServer(tmp_path, risen(routes)) as server:
+        after = run_stage(candidates, server.resolve, tmp_path / "second", 16, previous="s3://bucket/first")
+        asked = {f"http://{request.host}{request.target}" for request in server.requests}
+    then, now = (pq.read_table(result.folder / "downloads.parquet").to_pylist() for result in (before, after))
+    status = {row["url"]: row["status"] for row in then if row["status"] != "not_needed"}
+    failed = {url for url, word in status.items() if word == "failed"}
+    assert asked and asked <= failed | (set(candidates["url"].to_pylist()) - status.keys())
+    for was, row in zip(then, now, strict=True):
+        if was["status"] in ("ok", "refused") and row["status"] != "not_needed":
+            assert {name: row[name] for name in was if name != "fetched_at"} == {
+                name: was[name] for name in was if name != "fetched_at"
+            }
+    needed = {row["url"]: row["status"] for row in now if row["status"] != "not_needed"}
+    reused = [url for url in needed if status.get(url) in ("ok", "refused")]
+    revived = [url for url in needed if url in failed and needed[url] == "ok"]
+    assert revived and all(routes[url]["kind"] == "not_found" for url in revived)
+    assert (after.facts["reused"], after.facts["revived"]) == (len(reused), len(revived))
+    assert after.facts["asked_again"] == len(failed & needed.keys())
+    pictures, pictures_then = (dict(read_tar(result.folder / "images.tar")) for result in (after, before))
+    assert pictures.keys() == {row["key"] for row in now if row["status"] == "ok"}
+    both = pictures.keys() & pictures_then.keys()
+    assert both and all(pictures[key]["jpg"] == pictures_then[key]["jpg"] for key in both)
+
+
+def test_other_settings_than_then_let_no_verdict_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    routes, candidates = small_web(tmp_path)
+    with WebServer(tmp_path, routes) as server:
+        first = run_stage(candidates, server.resolve, tmp_path / "first", 16)
+        others = SETTINGS.model_copy(update={"max_side": 512})
+        monkeypatch.setattr(stage, "previous_run", lambda uri: Previous([first.folder], [], others))
+        again = run_stage(candidates, server.resolve, tmp_path / "second", 16, previous="s3://bucket/first")
+    assert (again.table, again.tar) == (first.table, first.tar)
+    assert again.facts == {**first.facts, "reused": 0, "asked_again": first.facts["urls"], "revived": 0}
+
+
+def test_a_picture_that_the_previous_run_has_lost_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routes, candidates = small_web(tmp_path)
+    with WebServer(tmp_path, routes) as server:
+        first = run_stage(candidates, server.resolve, tmp_path / "first", 16)
+        (lost, _), *others = read_tar(first.folder / "images.tar")
+        write_tar(first.folder / "images.tar", others)
+        monkeypatch.setattr(stage, "previous_run", lambda uri: Previous([first.folder], []))
+        before = len(server.requests)
+        again = run_stage(candidates, server.resolve, tmp_path / "second", 16, previous="s3://bucket/first")
+        asked = {f"http://{request.host}{request.target}" for request in list(server.requests)[before:]}
+    rows = pq.read_table(first.folder / "downloads.parquet").to_pylist()
+    assert {row["url"] for row in rows if row["key"] == lost} <= asked
+    assert not {row["url"] for row in rows if row["key"] not in (None, lost)} & asked
+    assert again.tar == first.tar
+
+
+def test_a_previous_run_that_vanished_is_named(tmp_path: Path) -> None:
+    _, candidates = small_web(tmp_path)
+    with pytest.raises(BadInput) as caught:
+        run_stage(candidates, {}, tmp_path / "out", 2, previous=str(tmp_path / "gone"))
+    assert str(caught.value) == (
+        f"{tmp_path}/gone: the run under `previous` is not there any more; bring it back, or start a new run from "
+        "another one."
+    )
 
 
 def test_real_connections_serve_many_threads(tmp_path: Path) -> None:

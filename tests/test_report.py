@@ -14,14 +14,14 @@ from rpl.reasons import Reason
 from rpl.report import text
 from rpl.report.charts import Dot, Line, apart, dot_chart, line_chart, nice_axis, thin
 from rpl.report.collect import collect, read_attribution
-from rpl.report.model import Accuracy, Picture, ReportData
+from rpl.report.model import Accuracy, Changes, Picture, ReportData
 from rpl.report.page import headline, linkified, paragraphs, refusal_groups, render
 from rpl.report.sheets import choose, read_thumbnails, spread
 from rpl.report.summary import summarise, summary_table
 from rpl.rounds import Node
 from rpl.stage import Run, Shard
 from rpl.tars import write_tar
-from tests.fake_report import report_data
+from tests.fake_report import report_data, since
 from tests.scripted_stages import ATTRIBUTION, finished_run, key, picture
 
 VOID = {"meta", "link", "img", "br"}
@@ -83,9 +83,12 @@ def hostile(data: ReportData) -> ReportData:
         )
         for sheet in data.sheets
     )
+    attacked_since = dataclasses.replace(since(HOSTILE, urls[0]), uri=HOSTILE)
+    changes = dataclasses.replace(attacked_since.changes, gone_because={HOSTILE: 1})
     return dataclasses.replace(
-        data, sheets=sheets, attribution=HOSTILE, settings_yaml=HOSTILE, encoder={HOSTILE: HOSTILE}, uri=HOSTILE
-    )
+        data, sheets=sheets, attribution=HOSTILE, settings_yaml=HOSTILE, encoder={HOSTILE: HOSTILE}, uri=HOSTILE,
+        since=dataclasses.replace(attacked_since, changes=changes),
+    )  # fmt: skip
 
 
 # ---- gathering
@@ -291,6 +294,75 @@ def test_attribution_links_only_web_addresses() -> None:
         'See <a href="https://a.test/x?b=1&amp;c=2" rel="noopener noreferrer">https://a.test/x?b=1&amp;c=2</a>. '
         "&lt;b&gt; javascript:alert(1)"
     )
+
+
+# ---- since the last run
+
+
+def test_the_page_says_what_changed() -> None:
+    data = dataclasses.replace(report_data(), since=since())
+    page = Page(render(data))
+    assert not page.misplaced
+    for expected in (
+        "sourced again from s3://bucket/runs/demo-1 .",
+        "2,105 stood without a request; 310 addresses were asked again, of which 4 came back to life.",
+        "Accuracy on novel categories 58.0 % – –",
+        "Accuracy on base categories 61.0 % 61.0 % +0.0",
+        "Retrieval precision 74.2 % 75.0 % +0.8",
+        "Novel pictures kept of those wanted 75.8 % 76.9 % +1.2",
+        "31 new pictures, 12 gone, 1,200 in both, of which 7 at another rank.",
+        "apple 39 50 20 9 2",
+        "bagel 60 57 3 5",
+        "7 more categories changed less.",
+        "The server has no such picture (404 or 410). 8",
+        "Not among the category's candidates any more. 3",
+        "moon_phase 1",
+        "apple pictures-1.example.org 41 3",
+    ):
+        assert expected in page.text, expected
+    assert ("a", {"href": "#since"}) in page.tags
+    assert render(data) == render(dataclasses.replace(report_data(), since=since()))
+
+
+def test_a_page_without_a_previous_run_does_not_speak_of_one() -> None:
+    page = Page(render(report_data()))
+    assert "last run" not in page.text and ("a", {"href": "#since"}) not in page.tags
+    summary = summarise(report_data())
+    assert "since" not in summary and "Since" not in summary_table(summary)
+
+
+def test_nothing_changed_is_said_plainly() -> None:
+    nothing = Changes(0, 0, 5, 0, {}, (), (), 0)
+    page = Page(render(dataclasses.replace(report_data(), since=dataclasses.replace(since(), changes=nothing))))
+    assert not page.misplaced
+    assert "0 new pictures, 0 gone, 5 in both, of which 0 at another rank." in page.text
+    assert "Why pictures are gone" not in page.text and "The largest moves" not in page.text
+
+
+def test_the_summary_and_its_table_say_what_changed() -> None:
+    summary = summarise(dataclasses.replace(report_data(), since=since()))
+    assert json.loads(json.dumps(summary)) == summary
+    found = summary["since"]
+    assert found["run"] == "s3://bucket/runs/demo-1"
+    assert found["pictures"] == {"new": 31, "gone": 12, "in_both": 1200, "moved": 7}
+    assert found["gone_because"] == {"not_found": 8, "not_a_candidate": 3, "moon_phase": 1}
+    assert found["categories"][1] == {"name": "bagel", "new": 0, "gone": 3, "stayed": 57, "moved": 5}
+    assert found["moves"][1] == {"category": "bagel", "url": "http://b.test/2.jpg", "then": 1, "now": 2}
+    assert found["now"]["accuracy"] == {"base": 0.61, "novel": None}
+    assert found["addresses"] == {"reused": 2105, "asked_again": 310, "revived": 4}
+    lines = summary_table(summary).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[:9] == [
+        "Since s3://bucket/runs/demo-1",
+        "                                then         now",
+        "accuracy, base                61.0 %      61.0 %",
+        "accuracy, novel               58.0 %           –",
+        "retrieval precision           74.2 %      75.0 %",
+        "novel pictures kept            1,212       1,231",
+        "pictures: 31 new, 12 gone, 1,200 in both, of which 7 at another rank",
+        "addresses: 2,105 not asked again, 310 asked again, of which 4 came back to life",
+        "",
+    ]
 
 
 # ---- texts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -135,6 +136,42 @@ def test_large_files_go_up_and_down(store_uri: str, tmp_path: Path, monkeypatch:
     assert (tmp_path / "new folder" / "down").read_bytes() == data
     assert [file.name for file in (tmp_path / "new folder").iterdir()] == ["down"]
     assert store.read_range("x/large", len(data) - 4, 9) == b"rest"
+
+
+@pytest.fixture(params=["same store", "folder", "s3"])
+def other_uri(request: pytest.FixtureRequest, store_uri: str, tmp_path: Path) -> str:
+    """URI of a store to copy from: beside the one of `store_uri`, or of either kind."""
+    if request.param == "folder":
+        return f"file://{tmp_path}/other"
+    if request.param == "s3":
+        return f"s3://{request.getfixturevalue('s3').bucket}/{secrets.token_hex(8)}"
+    return store_uri
+
+
+def test_objects_are_copied_from_any_store(
+    store_uri: str, other_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(s3_module, "_PART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3_module, "_COPY_BYTES", 5 << 20)
+    store, other = open_store(f"{store_uri}/new"), open_store(f"{other_uri}/old")
+    large = bytes(range(256)) * (48 << 10) + b"and a rest"  # of two whole parts and a bit
+    for path, data in {**{path: path.encode() for path in ODD}, "empty": b"", "large": large}.items():
+        other.write(path, data)
+        store.copy_from(other, path, f"copies/{path}")
+        other.delete([path])
+        assert store.read(f"copies/{path}") == data
+    other.write("a", b"a newer one")
+    store.copy_from(other, "a", "copies/empty")
+    assert store.read("copies/empty") == b"a newer one"
+    assert store.discard_unfinished(-60) == []
+
+
+def test_a_copy_of_nothing_is_refused_and_leaves_nothing(store_uri: str, other_uri: str) -> None:
+    store, other = open_store(f"{store_uri}/new"), open_store(f"{other_uri}/old")
+    with pytest.raises(BadInput) as caught:
+        store.copy_from(other, "x/none", "x/y")
+    assert str(caught.value) == f"{other.uri.removeprefix('file://')}/x/none: does not exist; correct the path."
+    assert list(store.list()) == []
 
 
 def test_of_many_putters_exactly_one_wins(store_uri: str) -> None:
@@ -900,6 +937,23 @@ def test_an_upload_that_fails_leaves_no_parts(s3: S3Server, flaky: Store, proxy:
     assert str(caught.value) == f"{flaky.uri}/k: {proxy.endpoint} answered SlowDown (HTTP 503); try again."
     assert "DELETE" in [method for method, _ in proxy.seen]
     assert flaky.stat("k") is None
+    assert flaky.discard_unfinished(-60) == []
+
+
+def test_a_copy_within_s3_does_not_pass_through_here(
+    flaky: Store, direct: Direct, proxy: FlakyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_module, "_COPY_BYTES", 5 << 20)
+    data = DATA * 11
+    direct.write("k", data)
+    proxy.seen.clear()
+    flaky.copy_from(flaky, "k", "copy")
+    assert direct.read("copy") == data
+    assert "GET" not in [method for method, _ in proxy.seen], "no body was fetched"
+    proxy.faults = [Fault("PUT", "refuse", 99, within="partNumber=2")]
+    with pytest.raises(TryAgain, match=r"/torn: .* answered SlowDown \(HTTP 503\); try again"):
+        flaky.copy_from(flaky, "k", "torn")
+    assert flaky.stat("torn") is None
     assert flaky.discard_unfinished(-60) == []
 
 

@@ -18,6 +18,8 @@ from ruamel.yaml import YAML
 
 from rpl.categories import Category, categories_from_json
 from rpl.config import RunConfig, attribution_file
+from rpl.finished import Finished
+from rpl.report import since
 from rpl.report.model import (
     STATUSES,
     Accuracy,
@@ -27,7 +29,9 @@ from rpl.report.model import (
     PromptAccuracy,
     ReportData,
     RoundReport,
+    Since,
     Sourcing,
+    Standing,
 )
 from rpl.report.sheets import build_sheets
 from rpl.rounds import STAGES, Round
@@ -52,8 +56,10 @@ ONCE_EDGES = ("crops", "crop_features", "index", "export")
 _SHOWN_COLUMNS = ["category", "rank", "score", "image_score", "url", "caption", "key"]
 
 
-def collect(inputs: Inputs, local: Local, config: RunConfig, attribution: str) -> ReportData:
-    """Everything the report shows of one finished run."""
+def collect(
+    inputs: Inputs, local: Local, config: RunConfig, attribution: str, previous: Finished | None = None
+) -> ReportData:
+    """Everything the report shows of one finished run, beside the `previous` one if it has one."""
     embedded, exported = inputs["novel_embeddings"][0], inputs["export"][0]
     categories_file = local(inputs["crops"][0], "categories.json")
     categories = categories_from_json(categories_file.read_bytes())
@@ -72,6 +78,7 @@ def collect(inputs: Inputs, local: Local, config: RunConfig, attribution: str) -
         settings_yaml=settings_yaml(config),
         attribution=attribution,
         seconds=_seconds(inputs, ONCE_EDGES, None),
+        since=None if previous is None else _since(inputs, local, previous),
     )
 
 
@@ -86,7 +93,7 @@ def settings_yaml(config: RunConfig) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     out = io.StringIO()
-    yaml.dump(config.model_dump(mode="json", include=set(STAGES["report"].sections)), out)
+    yaml.dump(config.settings(STAGES["report"].sections), out)
     return out.getvalue()
 
 
@@ -157,6 +164,36 @@ def _sourcing(inputs: Inputs, local: Local, edges: Iterable[str], number: Round)
         retrieval_precision=curated.facts["retrieval_precision"],
         purity=curated.facts["purity"],
         seconds=_seconds(inputs, edges, number),
+    )
+
+
+def _since(inputs: Inputs, local: Local, previous: Finished) -> Since:
+    before = {edge: previous.inputs(edge) for edge in ("novel_embeddings", "novel_sourced")}
+    records = [
+        pq.read_table(path, columns=since.COLUMNS)
+        for path in (
+            previous.local(before["novel_sourced"][0], "sourced.parquet"),
+            local(inputs["novel_sourced"][0], "sourced.parquet"),
+        )
+    ]
+    downloads = [*inputs["round_downloads"], *inputs["novel_downloads"]]
+    return Since(
+        uri=previous.run.uri,
+        changes=since.compare(*records),
+        then=_standing(before),
+        now=_standing(inputs),
+        addresses=since.addresses(manifest.facts for manifest in downloads),
+    )
+
+
+def _standing(inputs: Inputs) -> Standing:
+    curated = inputs["novel_sourced"][0].facts
+    return Standing(
+        accuracy=_accuracy(inputs["novel_embeddings"][0].facts["accuracy"]["learned"]),
+        retrieval_precision=curated["retrieval_precision"],
+        purity=curated["purity"],
+        kept=curated["kept"],
+        target=curated["target"],
     )
 
 

@@ -130,6 +130,78 @@ class DataCounts:
 
 
 @dataclass(frozen=True)
+class Move:
+    """A picture that both runs kept at another rank, from 0."""
+
+    category: str
+    url: str
+    then: int
+    now: int
+
+
+@dataclass(frozen=True)
+class CategoryChange:
+    """A category's kept pictures: those that are new, gone, in both, and of the last those at another rank."""
+
+    name: str
+    new: int
+    gone: int
+    stayed: int
+    moved: int
+
+    @property
+    def then(self) -> int:
+        return self.stayed + self.gone
+
+    @property
+    def now(self) -> int:
+        return self.stayed + self.new
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Kept pictures of two runs side by side."""
+
+    new: int
+    gone: int
+    stayed: int
+    moved: int
+    gone_because: Mapping[str, int]
+    """Gone ones by what became of them: a reason, a status of `STATUSES`, or "not_a_candidate"; the commonest first."""
+    moves: tuple[Move, ...]
+    """The largest ones."""
+    categories: tuple[CategoryChange, ...]
+    """Those with most change, in that order."""
+    categories_changed: int
+    """All in which anything changed, also those that `categories` has no room for."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How well a run did: accuracy of its prompts, and its novel pass."""
+
+    accuracy: Accuracy
+    retrieval_precision: float | None
+    purity: float | None
+    kept: int
+    target: int
+
+
+@dataclass(frozen=True)
+class Since:
+    """This run beside the previous one, `uri`."""
+
+    uri: str
+    changes: Changes
+    """Of novel categories."""
+    then: Standing
+    now: Standing
+    addresses: Mapping[str, int]
+    """Verdicts of the previous run that were "reused", judged addresses that were "asked_again", and of these the
+    "revived" ones, which had failed. In all passes; an address counts in each that needed it."""
+
+
+@dataclass(frozen=True)
 class ReportData:
     """A whole run. `rounds` in order and never empty; `sheets` in row order of the categories."""
 
@@ -150,6 +222,8 @@ class ReportData:
     """Text about the sources' licences, shown as it is; empty where the data set brought none."""
     seconds: Mapping[str, float]
     """Stages that ran once, before and after the rounds."""
+    since: Since | None = None
+    """Where the run sources again from another one."""
 
     @property
     def name(self) -> str:

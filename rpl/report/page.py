@@ -21,7 +21,8 @@ from rpl import __version__
 from rpl.reasons import Reason
 from rpl.report import text
 from rpl.report.charts import Axis, Dot, Line, dot_chart, line_chart, nice_axis
-from rpl.report.model import SPLITS, STATUSES, CategorySheet, ReportData, RoundReport, Sourcing, Split
+from rpl.report.model import SPLITS, STATUSES, CategorySheet, ReportData, RoundReport, Since, Sourcing, Split
+from rpl.report.since import NOT_A_CANDIDATE
 from rpl.rounds import STAGES
 
 BARS_SHOWN = 36
@@ -34,6 +35,13 @@ STATUS_TITLES: Mapping[str, str] = {
     "failed": "unavailable",
     "not_needed": "not fetched",
 }
+
+GONE: Mapping[str, str] = {
+    "spare": "Still good, but others fill the number wanted.",
+    "not_needed": "Not looked at again: others fill the number wanted.",
+    NOT_A_CANDIDATE: "Not among the category's candidates any more.",
+}
+"""What became of a picture that is gone for no reason of its own."""
 
 STAGE_TITLES: Mapping[str, str] = {
     "fetch": "While fetching",
@@ -116,6 +124,8 @@ def render(data: ReportData) -> str:
             status_titles=STATUS_TITLES,
             file_notes=FILE_NOTES,
             skipped_titles=SKIPPED_BOXES,
+            standings=standings(data.since),
+            gone=gone_because(data.since),
             encoder=encoder_facts(data.encoder),
             fetch_command=shlex.join(["rpl", "fetch", data.uri, "results"]),
             bars_shown=BARS_SHOWN,
@@ -214,6 +224,37 @@ def refusal_groups(refusals: Sequence[Mapping[str, int]]) -> list[RefusalGroup]:
         for stage in (*STAGE_TITLES, "other")
         if stage in groups
     ]
+
+
+def standings(since: Since | None) -> list[tuple[str, str, str, str]]:
+    """What is measured, then, now, and the change in points."""
+    if since is None:
+        return []
+    then, now = since.then, since.now
+    rows = [
+        (f"Accuracy on {split} categories", then.accuracy.of(split), now.accuracy.of(split))
+        for split in reversed(SPLITS)
+    ]
+    rows += [
+        ("Retrieval precision", then.retrieval_precision, now.retrieval_precision),
+        ("Purity", then.purity, now.purity),
+        ("Novel pictures kept of those wanted", _share(then.kept, then.target), _share(now.kept, now.target)),
+    ]
+    return [
+        (what, text.percent(a), text.percent(b), text.points(None if a is None or b is None else b - a))
+        for what, a, b in rows
+    ]
+
+
+def gone_because(since: Since | None) -> list[tuple[str, int]]:
+    """Sentences with numbers of pictures, the commonest first; unknown words stand as they are."""
+    sentences = {**GONE, **{reason.value: reason.sentence for reason in Reason}}
+    found = {} if since is None else since.changes.gone_because
+    return [(sentences.get(word, word), number) for word, number in found.items()]
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
 
 
 def encoder_facts(encoder: Mapping[str, object]) -> list[tuple[str, str]]:

@@ -6,16 +6,18 @@ Fractions have six digits. Everything but what stands under a key `seconds` is t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
-from rpl.report.model import Accuracy, PromptAccuracy, ReportData, Sourcing
+from rpl.report.model import SPLITS, Accuracy, PromptAccuracy, ReportData, Since, Sourcing
+from rpl.report.text import plain
 from rpl.rounds import STAGES
 
 
 def summarise(data: ReportData) -> dict[str, Any]:
     """The content of `summary.json`."""
     everything = [data.seconds, data.novel.seconds, *(r.sourcing.seconds for r in data.rounds)]
-    return {
+    found: dict[str, Any] = {
         "run": data.uri,
         "encoder": dict(data.encoder),
         "prompts_digest": data.prompts_digest,
@@ -46,11 +48,16 @@ def summarise(data: ReportData) -> dict[str, Any]:
             },
         },
     }
+    if data.since is not None:
+        found["since"] = _since(data.since)
+    return found
 
 
 def summary_table(summary: Mapping[str, Any]) -> str:
     """A summary as text of at most 100 columns: accuracy, sourcing and seconds, a line per round."""
-    blocks = (_accuracy_block(summary), _sourcing_block(summary), _seconds_block(summary))
+    blocks = [_accuracy_block(summary), _sourcing_block(summary), _seconds_block(summary)]
+    if "since" in summary:
+        blocks.insert(0, _since_block(summary["since"]))
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
@@ -81,6 +88,45 @@ def _sourcing(sourcing: Sourcing) -> dict[str, Any]:
         "refusals": dict(sourcing.refusals),
         "seconds": dict(sourcing.seconds),
     }
+
+
+def _since(since: Since) -> dict[str, Any]:
+    changes = since.changes
+    return {
+        "run": since.uri,
+        "pictures": {
+            "new": changes.new, "gone": changes.gone, "in_both": changes.stayed, "moved": changes.moved,
+        },
+        "gone_because": dict(changes.gone_because),
+        "moves": [asdict(move) for move in changes.moves],
+        "categories": [asdict(category) for category in changes.categories],
+        "categories_changed": changes.categories_changed,
+        "then": asdict(since.then),
+        "now": asdict(since.now),
+        "addresses": dict(since.addresses),
+    }  # fmt: skip
+
+
+def _since_block(since: Mapping[str, Any]) -> Iterator[str]:
+    then, now, pictures, addresses = (since[name] for name in ("then", "now", "pictures", "addresses"))
+    yield f"Since {plain(since['run'], 80)}"
+    yield f"{'':24}{'then':>12}{'now':>12}"
+    for split in SPLITS:
+        yield _then_and_now(f"accuracy, {split}", *(_percent(each["accuracy"][split]) for each in (then, now)))
+    yield _then_and_now("retrieval precision", *(_percent(each["retrieval_precision"]) for each in (then, now)))
+    yield _then_and_now("novel pictures kept", *(f"{each['kept']:,}" for each in (then, now)))
+    yield (
+        f"pictures: {pictures['new']:,} new, {pictures['gone']:,} gone, {pictures['in_both']:,} in both, "
+        f"of which {pictures['moved']:,} at another rank"
+    )
+    yield (
+        f"addresses: {addresses['reused']:,} not asked again, {addresses['asked_again']:,} asked again, "
+        f"of which {addresses['revived']:,} came back to life"
+    )
+
+
+def _then_and_now(what: str, then: str, now: str) -> str:
+    return f"{what:24}{then:>12}{now:>12}"
 
 
 def _accuracy_block(summary: Mapping[str, Any]) -> Iterator[str]:

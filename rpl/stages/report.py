@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
+from rpl.finished import previous_run
 from rpl.report.collect import collect, read_attribution
 from rpl.report.page import render
 from rpl.report.summary import summarise
@@ -9,7 +12,12 @@ from rpl.stage import Context
 
 
 def run(ctx: Context) -> None:
-    data = collect(ctx.inputs, ctx.local, ctx.config, read_attribution(ctx.config))
+    with ExitStack() as after:
+        previous = None
+        if ctx.config.previous is not None:
+            previous = previous_run(ctx.config.previous)
+            after.callback(previous.close)
+        data = collect(ctx.inputs, ctx.local, ctx.config, read_attribution(ctx.config), previous)
     ctx.write("index.html", render(data).encode())
     ctx.write_json("summary.json", summarise(data))
     ctx.rows = len(data.sheets)

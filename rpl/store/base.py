@@ -74,6 +74,13 @@ class Store(Protocol):
     def download(self, path: str, file: Path) -> None:
         """Copy an object's bytes to the local `file`, which is complete when this returns. BadInput where absent."""
 
+    def copy_from(self, other: Store, source: str, path: str) -> None:
+        """Put or replace an object with the bytes of `source` in `other`; atomic as `write`, for any size.
+
+        Within one S3 server the bytes do not pass through this machine. BadInput where `source` is absent; it must not
+        be replaced meanwhile.
+        """
+
     def delete(self, paths: Iterable[str]) -> None:
         """Delete objects. Absent ones are passed over."""
 

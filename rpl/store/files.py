@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rpl.errors import BadInput, TryAgain
-from rpl.store.base import TEMPORARY, ObjectInfo, check_path, check_prefix
+from rpl.store.base import TEMPORARY, ObjectInfo, Store, check_path, check_prefix
 
 Fill = Callable[[BinaryIO], object]
 """Writes an object's bytes to a stream."""
@@ -84,6 +84,10 @@ class FileStore:
         source = self.local(path)
         with explained_file(source), source.open("rb") as stream, explained_file(file):
             write_atomically(file, lambda target: shutil.copyfileobj(stream, target, 1 << 20))
+
+    def copy_from(self, other: Store, source: str, path: str) -> None:
+        with other.open(source) as stream:
+            self._put(path, lambda target: shutil.copyfileobj(stream, target, 1 << 20))
 
     def delete(self, paths: Iterable[str]) -> None:
         for path in paths:

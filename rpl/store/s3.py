@@ -10,7 +10,7 @@ import io
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -18,17 +18,18 @@ from typing import TYPE_CHECKING, BinaryIO
 from botocore import exceptions as aws
 
 from rpl.errors import BadInput, RplError, TryAgain
-from rpl.store.base import ObjectInfo, check_path, check_prefix
+from rpl.store.base import ObjectInfo, Store, check_path, check_prefix
 from rpl.store.files import explained_file, write_atomically
 from rpl.store.s3_client import NOT_ALLOWED, Clients, clients, explained, http_status, is_transient
 from rpl.store.s3_stream import S3Stream
 
 if TYPE_CHECKING:
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, ObjectIdentifierTypeDef
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, CopySourceTypeDef, ObjectIdentifierTypeDef
 
 PROBES = ".probe"
 _ATTEMPT = "rpl-attempt"
 _PART_BYTES = 32 << 20
+_COPY_BYTES = 128 << 20  # copied by one request, which some servers answer only when all is copied
 _PUT_BUDGET_S = 30.0
 _FIRST_WAIT_S = 0.2
 _DELETE_AT_ONCE = 1000  # S3's limit
@@ -107,6 +108,21 @@ class S3Store:
         with explained_file(file), self.open(path) as stream:
             write_atomically(file, lambda target: shutil.copyfileobj(stream, target, 1 << 20))
 
+    def copy_from(self, other: Store, source: str, path: str) -> None:
+        if not isinstance(other, S3Store):
+            with other.open(source) as stream, self._explained(path) as s3:
+                self._upload_parts(s3, self._key(path), stream)
+            return
+        info = other.stat(source)  # a copy's own answer would not say which of the two is absent
+        if info is None:
+            raise BadInput(f"{other.uri}/{source}: does not exist; correct the path.")
+        place: CopySourceTypeDef = {"Bucket": other._bucket, "Key": other._key(source)}
+        with self._explained(path) as s3:
+            if info.size <= _COPY_BYTES:
+                s3.usual.copy_object(Bucket=self._bucket, Key=self._key(path), CopySource=place)
+            else:
+                self._copy_parts(s3, self._key(path), place, info.size)
+
     def delete(self, paths: Iterable[str]) -> None:
         keys: list[ObjectIdentifierTypeDef] = [{"Key": self._key(path)} for path in paths]
         with self._explained("") as s3:
@@ -166,19 +182,39 @@ class S3Store:
         _known_buckets.add((s3.endpoint, self._bucket))
 
     def _upload_parts(self, s3: Clients, key: str, stream: BinaryIO) -> None:
-        """Multipart upload in this thread, so that SIGTERM stops it at once; boto3's own waits for its threads."""
+        def send(upload: str) -> Iterator[CompletedPartTypeDef]:
+            for number, block in enumerate(_blocks(stream), start=1):
+                answer = s3.usual.upload_part(
+                    Bucket=self._bucket, Key=key, UploadId=upload, PartNumber=number, Body=block
+                )
+                yield {"ETag": answer["ETag"], "PartNumber": number}
+
+        self._in_parts(s3, key, send)
+
+    def _copy_parts(self, s3: Clients, key: str, source: CopySourceTypeDef, size: int) -> None:
+        def copy(upload: str) -> Iterator[CompletedPartTypeDef]:
+            for number, start in enumerate(range(0, size, _COPY_BYTES), start=1):
+                last = min(start + _COPY_BYTES, size) - 1
+                answer = s3.usual.upload_part_copy(
+                    Bucket=self._bucket, Key=key, UploadId=upload, PartNumber=number, CopySource=source,
+                    CopySourceRange=f"bytes={start}-{last}",
+                )  # fmt: skip
+                yield {"ETag": answer["CopyPartResult"]["ETag"], "PartNumber": number}
+
+        self._in_parts(s3, key, copy)
+
+    def _in_parts(self, s3: Clients, key: str, send: Callable[[str], Iterator[CompletedPartTypeDef]]) -> None:
+        """Multipart upload in this thread, so that SIGTERM stops it at once; boto3's own waits for its threads.
+
+        Args:
+            send: sends all parts of the upload with the given id, in order.
+        """
         attempt = secrets.token_hex(16)
         upload = s3.usual.create_multipart_upload(Bucket=self._bucket, Key=key, Metadata={_ATTEMPT: attempt})[
             "UploadId"
         ]
-        parts: list[CompletedPartTypeDef] = []
         try:
-            while block := stream.read(_PART_BYTES):
-                number = len(parts) + 1
-                answer = s3.usual.upload_part(
-                    Bucket=self._bucket, Key=key, UploadId=upload, PartNumber=number, Body=block
-                )
-                parts.append({"ETag": answer["ETag"], "PartNumber": number})
+            parts = list(send(upload))
             s3.usual.complete_multipart_upload(
                 Bucket=self._bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}
             )
@@ -245,6 +281,14 @@ class S3Store:
                 "(If-None-Match: *); use a server that honours conditional puts, or a file:// folder."
             )
         _known_conditional.add((s3.endpoint, self._bucket))
+
+
+def _blocks(stream: BinaryIO) -> Iterator[bytes]:
+    """The stream in parts; a single empty one where it holds nothing."""
+    block = stream.read(_PART_BYTES)
+    yield block
+    while block := stream.read(_PART_BYTES):
+        yield block
 
 
 def _failed_delete(bucket: str, key: str, code: str) -> RplError:
