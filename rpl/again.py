@@ -38,7 +38,7 @@ def config_after(previous: Run, uri: str) -> RunConfig:
         | {"schedule": "fast", "start_from": f"{uri.rstrip('/')}/{PROMPTS}", "starts": 0, "max_iterations": 0},
         "rounds": settings["rounds"] | {"max_rounds": 1},
     }
-    return absolute(RunConfig.model_validate(settings), Path.cwd())
+    return absolute(RunConfig.model_validate(settings), str(Path.cwd()))
 
 
 def create_run_after(previous: Run, uri: str) -> Run:
