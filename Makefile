@@ -47,6 +47,9 @@ format: $(STAMP) ## Format the code and mend what can be mended
 bench: $(STAMP) ## Run benchmarks/NAME.py (NAME=rounds); writes benchmarks/results/NAME.json
 	$(RUN) -m benchmarks.$(NAME)
 
+docs: $(STAMP) ## Make the pages that are made from the code: docs/metrics.md
+	$(RUN) -m rpl.metrics.page docs/metrics.md
+
 lock: $(STAMP) ## Compile the lock files again from pyproject.toml
 	cd images/locks && for pair in light:sourcing clip:clip,sourcing dev:clip,demo,dev,sourcing; do \
 	  $(CURDIR)/$(VENV)/bin/python -m uv pip compile --quiet --no-header --universal --python-version 3.10 --generate-hashes \
