@@ -14,7 +14,8 @@ from pathlib import Path
 from rpl.metrics.declared import METRICS, Metric
 
 QUERIES = (
-    ("Accuracy of the learned prompt, by round", 'max by (run, round, split) (rpl_validation_accuracy_ratio{prompt="learned"})'),
+    ("Accuracy of the learned prompt, by round",
+     'max by (run, round, split) (rpl_validation_accuracy_ratio{prompt="learned"})'),
     ("What learning gained over the first hand-written prompt",
      'max by (run, round, split) (rpl_validation_accuracy_ratio{prompt="learned"})\n'
      '  - max by (run, round, split) (rpl_validation_accuracy_ratio{prompt="manual"})'),
@@ -38,20 +39,22 @@ INTRODUCTION = """\
 
 Made from `rpl/metrics/` by `make docs`; change it there.
 
-With `RPL_PUSHGATEWAY` set to the base URL of a [Prometheus Pushgateway](https://github.com/prometheus/pushgateway), each
-stage that is run as `python -m jobs.STAGE` pushes when a shard starts, at most every 15 seconds while it makes progress,
-and when it ends, well or not. A gateway that is down, slow or refuses costs a line of warning and no more than four
-seconds of a process; without the variable nothing is pushed.
+With `RPL_PUSHGATEWAY` set to the base URL of a [Pushgateway](https://github.com/prometheus/pushgateway), each stage
+that is run as `python -m jobs.STAGE` pushes when a shard starts, at most every 15 seconds while it makes progress, and
+when it ends, well or not. A gateway that is down, slow or refuses costs a line of warning and at most four seconds of
+a process; without the variable nothing is pushed.
 
 | group | labels beside `job="rpl"` | replaced by | deleted |
 |---|---|---|---|
-| a shard | `run`: last part of the run's URI; `round`: `1` …, `novel` or `once`; `stage`; `shard`: `0-of-4` | each push of it, of the next attempt too | at the run's end |
-| a run | `run` | the next run's end of that name | with what is stale |
+| a shard | `run`, `round`, `stage`, `shard` | each push of it, of the next attempt too | at the run's end |
+| a run | `run` | the end of the next run of that name | with what is stale |
 
-Scrape the gateway with `honor_labels: true`, or Prometheus calls the label `job` by another name. All metrics are gauges:
-a batch job pushes what it found and ends, and another attempt starts again at nothing. What a shard computed is read from
-its manifest, so one that was found done reports the same values again. Alerts and a Grafana dashboard on these metrics:
-`helm/rpl/files/`.
+`run` is the last part of the run's URI, `round` a number from 1, `novel` or `once`, `shard` as `0-of-4`. Scrape the
+gateway with `honor_labels: true`, or Prometheus calls the label `job` by another name.
+
+All metrics are gauges: a batch job pushes what it found and ends, and another attempt starts again at nothing. What a
+shard computed is read from its manifest, so one that was found done reports the same values again. Alerts and a Grafana
+dashboard on these metrics: `helm/rpl/files/`.
 """
 
 
@@ -60,9 +63,17 @@ def page() -> str:
     stages = [metric for metric in METRICS if metric.scope == "stage"]
     runs = [metric for metric in METRICS if metric.scope == "run"]
     queries = (f"{question}:\n\n```promql\n{query}\n```\n" for question, query in QUERIES)
-    return "\n".join(
-        [INTRODUCTION, "## Of a shard\n", *_table(stages), "", "## Of a run\n", *_table(runs), "", "## Questions\n", *queries]
-    ).rstrip("\n") + "\n"  # fmt: skip
+    blocks = [
+        INTRODUCTION,
+        "## Of a shard\n",
+        *_table(stages),
+        "",
+        "## Of a run\n",
+        *_table(runs),
+        "",
+        "## Questions\n",
+    ]
+    return "\n".join([*blocks, *queries]).rstrip("\n") + "\n"
 
 
 def _table(metrics: Iterable[Metric]) -> list[str]:

@@ -145,7 +145,7 @@ class _ShardReport:
 
 
 class _Sender:
-    """Pushes a group from a thread of its own, so that no stage waits; what waits there is replaced by what is newer."""
+    """Pushes a group from a thread of its own, so that no stage waits; of what waits there, the newest alone."""
 
     def __init__(self, found: Gateway, group: Mapping[str, str]) -> None:
         self._gateway, self._group = found, group
