@@ -91,6 +91,8 @@ class FakeGateway:
             def _answer(self, status: int, body: bytes) -> None:
                 with suppress(OSError):  # who has waited too long has hung up
                     self.send_response(status)
+                    if status == 302:
+                        self.send_header("Location", "/elsewhere")
                     self.send_header("Content-Length", str(len(body)))
                     self.end_headers()
                     self.wfile.write(body)

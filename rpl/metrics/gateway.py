@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import urllib3
@@ -62,6 +62,7 @@ class Gateway:
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
         self._warn = _to_stderr if warn is None else warn
         self._has_warned = False
+        # `retries=False` follows no redirect either: the gateway is the one that was named.
         self._http = urllib3.PoolManager(timeout=urllib3.Timeout(total=TIMEOUT_S), retries=False)
         self._registry, self._pushed = _registry()
         self._lock = threading.Lock()  # one push at a time: they share the registry
@@ -98,10 +99,11 @@ class Gateway:
         """Delete groups; how many were, for it stops at the first failure."""
         from prometheus_client import delete_from_gateway
 
+        def delete(group: PushedGroup) -> None:
+            delete_from_gateway(self.url, JOB, dict(group.labels), TIMEOUT_S, self._handler)
+
         for number, group in enumerate(groups):
-            labels = dict(group.labels)
-            delete = lambda labels=labels: delete_from_gateway(self.url, JOB, labels, TIMEOUT_S, self._handler)  # noqa: E731
-            if not self._try("deleted", delete):
+            if not self._try("deleted", partial(delete, group)):
                 return number
         return len(groups)
 
@@ -130,7 +132,7 @@ class Gateway:
     def _request(
         self, method: str, url: str, headers: Mapping[str, str] | None = None, data: bytes | None = None
     ) -> bytes:
-        answer = self._http.request(method, url, headers=headers, body=data, redirect=False)
+        answer = self._http.request(method, url, headers=headers, body=data)
         if answer.status >= 300:
             raise GatewayError(f"status {answer.status} {answer.data[:200].decode(errors='replace')}")
         return answer.data
