@@ -55,12 +55,10 @@ class Gateway:
 
     Args:
         url: base URL; http is meant where it names no scheme.
-        warn: is given the one line about the first failure.
     """
 
-    def __init__(self, url: str, warn: Callable[[str], None] | None = None) -> None:
+    def __init__(self, url: str) -> None:
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
-        self._warn = _to_stderr if warn is None else warn
         self._has_warned = False
         # `retries=False` follows no redirect either: the gateway is the one that was named.
         self._http = urllib3.PoolManager(timeout=urllib3.Timeout(total=TIMEOUT_S), retries=False)
@@ -108,11 +106,12 @@ class Gateway:
         return len(groups)
 
     def warn(self, what: str, error: Exception) -> None:
-        """Say once per process that metrics could not be `what`, and why."""
+        """Say once per process, on standard error, that metrics could not be `what`, and why."""
         if not self._has_warned:
             self._has_warned = True
             reason = " ".join(str(error).split())[:200]
-            self._warn(f"Metrics could not be {what} ({VARIABLE}; {reason}); the work goes on without.")
+            line = f"Metrics could not be {what} ({VARIABLE}; {reason}); the work goes on without."
+            print(line, file=sys.stderr, flush=True)
 
     def _try(self, what: str, action: Callable[[], None]) -> bool:
         try:
@@ -186,7 +185,3 @@ def _group(answer: Mapping[str, Any]) -> PushedGroup:
 
 def _discard(_answer: bytes) -> None:
     pass
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
