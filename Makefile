@@ -53,6 +53,9 @@ chart: $(STAMP) ## Write the chart's tables and descriptions again from helm/rpl
 bench: $(STAMP) ## Run benchmarks/NAME.py (NAME=rounds); writes benchmarks/results/NAME.json
 	$(RUN) -m benchmarks.$(NAME)
 
+docs: $(STAMP) ## Make the pages that are made from the code: docs/metrics.md
+	$(RUN) -m rpl.metrics.page docs/metrics.md
+
 lock: $(STAMP) ## Compile the lock files again from pyproject.toml
 	cd images/locks && for pair in light:sourcing clip:clip,pool clip-cuda:clip,pool-gpu dev:clip,demo,dev,sourcing; do \
 	  $(CURDIR)/$(VENV)/bin/python -m uv pip compile --quiet --no-header --universal --python-version 3.10 --generate-hashes \

@@ -38,6 +38,7 @@ import os  # noqa: E402
 import re  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable  # noqa: E402
+from contextlib import nullcontext  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import NoReturn  # noqa: E402
 
@@ -145,6 +146,7 @@ def _title(stage: str) -> str:
 
 
 def _run_stage(stage: str, run_uri: str, round_text: str | None, shard_text: str | None) -> None:
+    from rpl.metrics import observed
     from rpl.progress import Reporter
     from rpl.rounds import Node, edges, parse_round
     from rpl.stage import Run, run_shard
@@ -152,14 +154,15 @@ def _run_stage(stage: str, run_uri: str, round_text: str | None, shard_text: str
     node = Node(stage, parse_round(round_text))
     edges(node)  # refuses a scope at which the stage does not run
     run = Run(run_uri)
-    reporter = Reporter()
     shards = run.shards(node)
     if shard_text is not None and shard_text != "all":
         shards = [shards[parse_shard(shard_text, len(shards))]]
+    commits = os.environ.get("RANK", "0") == "0"  # under torchrun all ranks work, and the first one writes and reports
     try:
         for shard in shards:
-            # Under torchrun all ranks work, and the first one writes.
-            outcome = run_shard(run, node, shard, reporter, commits=os.environ.get("RANK", "0") == "0")
+            with observed(run, node, shard) if commits else nullcontext() as on_progress:
+                reporter = Reporter(on_progress=on_progress)
+                outcome = run_shard(run, node, shard, reporter, commits=commits)
             reporter.say(f"{node.path} {shard}: {outcome}")
     finally:
         run.close()

@@ -20,7 +20,6 @@ import json
 import os
 import platform
 import re
-import resource
 import secrets
 import shutil
 import tempfile
@@ -33,6 +32,7 @@ from typing import Any, Literal
 import rpl
 from rpl.config import RunConfig, attribution_file, parse_config
 from rpl.errors import BadInput, TryAgain
+from rpl.memory import peak_memory_bytes
 from rpl.progress import Progress, Reporter
 from rpl.rounds import STAGES, Node, edges, goes_on, shard_key, sources
 from rpl.store import Store, open_store, stat_uri
@@ -353,7 +353,7 @@ def run_shard(run: Run, node: Node, shard: Shard, reporter: Reporter, *, commits
         stage=node.stage, round=node.round, shard=str(shard), digest=work.digest, attempt=attempt,
         files=context.files, rows=context.rows, facts=context.facts,
         inputs={name: [m.contents for m in manifests] for name, manifests in work.inputs.items()}, outside=work.outside,
-        wall_s=round(time.monotonic() - started, 3), peak_memory_bytes=_peak_memory_bytes(), versions=_versions(),
+        wall_s=round(time.monotonic() - started, 3), peak_memory_bytes=peak_memory_bytes(), versions=_versions(),
     )  # fmt: skip
     return "done" if commit(run, node, shard, manifest) else "done by another"
 
@@ -510,11 +510,6 @@ def _sha256_file(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _peak_memory_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
 def _versions() -> dict[str, str]:

@@ -13,7 +13,7 @@ from rpl.rounds import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/metrics.md"]
 
 
 def test_every_make_target_named_exists() -> None:

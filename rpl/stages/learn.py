@@ -16,8 +16,9 @@ from rpl.clip import ClipModel, device_name, load_clip, reproducible
 from rpl.encoder import Encoder, check_same
 from rpl.errors import BadInput, TryAgain
 from rpl.features import FeatureSet
-from rpl.learning import FileJournal, Learned, Task, hold_out, initial_contexts, learn, step_limit
+from rpl.learning import FileJournal, Learned, Step, Task, hold_out, initial_contexts, learn, step_limit
 from rpl.objective import CachedViews
+from rpl.progress import Progress
 from rpl.prompt_files import (
     Prompts,
     read_prompts,
@@ -62,12 +63,15 @@ def _run(ctx: Context, ranks: Ranks) -> None:
     ):
         _check_agreement(ranks, journal)
         is_kept = steps * task.starts[0].nbytes <= _JOURNAL_BYTES
-        learned = learn(
-            task, settings, seed, lambda step: progress.update(int(step.step > 0)), journal if is_kept else None
-        )
+        learned = learn(task, settings, seed, lambda step: _show(step, progress), journal if is_kept else None)
     _write(ctx, clip, learned, [category.name for category in base])
     ctx.rows = len(train)
     ctx.facts |= {"crops": len(crops), "sourced": 0 if sourced is None else len(sourced)}
+
+
+def _show(step: Step, progress: Progress) -> None:
+    progress.note(loss=step.loss)
+    progress.update(int(step.step > 0))  # step 0 is a start
 
 
 def _check_agreement(ranks: Ranks, journal: FileJournal) -> None:
