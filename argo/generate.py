@@ -65,9 +65,9 @@ def pods() -> list[Pod]:
     around = [
         Pod(
             "start", "Check the configuration and freeze it into the run", "light", False,
-            {"config": "", "max-rounds": "", "shards": ""},
+            {"config": "", "max-rounds": "", "shards": "", "after": ""},
             ["--config={{inputs.parameters.config}}", "--max-rounds={{inputs.parameters.max-rounds}}",
-             "--shards={{inputs.parameters.shards}}"],
+             "--shards={{inputs.parameters.shards}}", "--after={{inputs.parameters.after}}"],
             ("crop-shards", "download-shards"),
         ),
         Pod(
@@ -75,8 +75,10 @@ def pods() -> list[Pod]:
             ["--round={{inputs.parameters.round}}"], ("go-on",),
         ),
         Pod(
-            "finish", "Publish how the run ended", "light", False, {"status": None, "failures": "[]"},
-            ["--status={{inputs.parameters.status}}"], env=(("RPL_FAILURES", "{{inputs.parameters.failures}}"),),
+            "finish", "Publish how the run ended", "light", False,
+            {"status": None, "seconds": "0", "failures": "[]"},
+            ["--status={{inputs.parameters.status}}", "--seconds={{inputs.parameters.seconds}}"],
+            env=(("RPL_FAILURES", "{{inputs.parameters.failures}}"),),
         ),
     ]  # fmt: skip
     stages = []

@@ -30,6 +30,7 @@ def _leave_now() -> None:
 LEAVE_WITHIN_S = 7.0
 TERMINATION_LOG = "/dev/termination-log"
 TERMINATION_LOG_LENGTH = 1000
+WORKFLOW_PROGRESS_EVERY_S = 3.0  # as often as Argo looks
 # As process 1 of a container Python ignores SIGTERM until a handler is there: before the slow imports below.
 signal.signal(signal.SIGTERM, _on_sigterm)
 
@@ -37,15 +38,19 @@ import contextlib  # noqa: E402
 import os  # noqa: E402
 import re  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Callable  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Callable, Mapping  # noqa: E402
 from contextlib import nullcontext  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import NoReturn  # noqa: E402
+from typing import TYPE_CHECKING, NoReturn  # noqa: E402
 
 import click  # noqa: E402
 
 from rpl.errors import BadInput, RplError, TryAgain  # noqa: E402
 from rpl.workers import kill_workers  # noqa: E402
+
+if TYPE_CHECKING:
+    from rpl.progress import OnProgress
 
 
 def guarded(action: Callable[[], None]) -> NoReturn:
@@ -161,8 +166,34 @@ def _run_stage(stage: str, run_uri: str, round_text: str | None, shard_text: str
     try:
         for shard in shards:
             with observed(run, node, shard) if commits else nullcontext() as on_progress:
-                reporter = Reporter(on_progress=on_progress)
+                reporter = Reporter(on_progress=_told_to(on_progress, _workflow_progress()))
                 outcome = run_shard(run, node, shard, reporter, commits=commits)
             reporter.say(f"{node.path} {shard}: {outcome}")
     finally:
         run.close()
+
+
+def _told_to(*listeners: OnProgress | None) -> OnProgress:
+    def tell(done: int, total: int | None, values: Mapping[str, float]) -> None:
+        for listener in listeners:
+            if listener is not None:
+                listener(done, total, values)
+
+    return tell
+
+
+def _workflow_progress() -> OnProgress | None:
+    """Writes `done/total` where Argo reads it; None outside a workflow."""
+    file = os.environ.get("ARGO_PROGRESS_FILE")
+    if not file:
+        return None
+    written = 0.0
+
+    def write(done: int, total: int | None, values: Mapping[str, float]) -> None:  # noqa: ARG001
+        nonlocal written
+        if total and time.monotonic() - written >= WORKFLOW_PROGRESS_EVERY_S:
+            written = time.monotonic()
+            with contextlib.suppress(OSError):  # a progress that nobody sees is no reason to stop
+                Path(file).write_text(f"{min(done, total)}/{total}\n", encoding="ascii")
+
+    return write

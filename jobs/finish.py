@@ -9,21 +9,26 @@ Failures come as JSON in the variable RPL_FAILURES, as Argo's `workflow.failures
 
 import json
 import os
+import time
 from typing import Any
 
 import click
 
 from jobs.common import guarded, run_option
 
+STALE_AFTER_S = 30 * 86400.0
+
 
 @click.command(help="Publish how a run ended, whatever happened.")
 @run_option
 @click.option("--status", required=True, help="The workflow's word: Succeeded, Failed or Error.")
-def main(run_uri: str, status: str) -> None:
-    guarded(lambda: _finish(run_uri, status))
+@click.option("--seconds", type=float, help="How long it took.")
+def main(run_uri: str, status: str, seconds: float | None) -> None:
+    guarded(lambda: _finish(run_uri, status, seconds))
 
 
-def _finish(run_uri: str, status: str) -> None:
+def _finish(run_uri: str, status: str, seconds: float | None) -> None:
+    from rpl.metrics import RunOutcome, delete_groups, delete_stale_groups, push_run, run_outcome
     from rpl.report.summary import summary_table
     from rpl.stage import Run
     from rpl.workflow import close, exists
@@ -31,11 +36,16 @@ def _finish(run_uri: str, status: str) -> None:
     failures = _failures(os.environ.get("RPL_FAILURES", ""))
     for failure in failures:
         click.echo(f"{failure['step']}: {failure['message']}", err=True)
+    succeeded, now = status == "Succeeded", time.time()
+    delete_groups(run_uri)  # of its stages; what they say from now on is not news
+    delete_stale_groups(STALE_AFTER_S)
     if not exists(run_uri):
+        push_run(run_uri, RunOutcome(succeeded=succeeded, finished=now, seconds=seconds))
         click.echo(f"{run_uri}: was never begun; {status}.", err=True)
         return
     run = Run(run_uri)
     try:
+        push_run(run_uri, run_outcome(run, succeeded=succeeded, finished=now, seconds=seconds))
         published = close(run, status, failures)
         if published["report"]:
             click.echo(summary_table(json.loads(run.store.read("summary.json"))))

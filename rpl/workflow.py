@@ -10,6 +10,7 @@ import re
 from datetime import datetime, timezone
 from typing import Any
 
+from rpl.again import PROMPTS, create_run_after, latest_finished
 from rpl.config import RunConfig, absolute, parse_config
 from rpl.errors import BadInput
 from rpl.local import CONFIG, NodeStatus, create_run, status
@@ -35,11 +36,7 @@ def begin(uri: str, config_uri: str, *, max_rounds: int | None = None, shards: i
     Raises:
         BadInput: the name, the configuration or a file that it names is wrong; nothing was written.
     """
-    name = uri.rstrip("/").rpartition("/")[2]
-    if not _NAME.fullmatch(name):
-        raise BadInput(
-            f"run {name!r}: a run's name holds letters, digits, '-', '_' and '.' (100 at most); choose another."
-        )
+    _check_name(uri)
     config = _load(config_uri, uri)
     changes: dict[str, Any] = {}
     if max_rounds is not None:
@@ -49,6 +46,24 @@ def begin(uri: str, config_uri: str, *, max_rounds: int | None = None, shards: i
     config = RunConfig.model_validate(config.model_copy(update=changes).model_dump())
     _check_places(config, config_uri)
     return create_run(config)
+
+
+def begin_after(uri: str, base: str) -> Run:
+    """The run at `uri` that sources again from the newest finished one of `base` and `base`-…, beside it.
+
+    A run that exists at `uri` goes on, whatever has finished meanwhile.
+
+    Raises:
+        BadInput: the name is wrong, or none of those runs is finished.
+    """
+    _check_name(uri)
+    if exists(uri):
+        run = Run(uri)
+        if run.config.previous is not None and run.store.stat(PROMPTS) is None:  # killed between making it and these
+            run = create_run_after(Run(run.config.previous), uri)
+        return run
+    root = uri.rstrip("/").rpartition("/")[0]
+    return create_run_after(latest_finished(root, base), uri)
 
 
 def another_round(run: Run, number: int) -> bool:
@@ -98,6 +113,14 @@ def _stage(row: NodeStatus) -> dict[str, Any]:
         "seconds": round(row.wall_s, 1),
         "rows": row.rows,
     }
+
+
+def _check_name(uri: str) -> None:
+    name = uri.rstrip("/").rpartition("/")[2]
+    if not _NAME.fullmatch(name):
+        raise BadInput(
+            f"run {name!r}: a run's name holds letters, digits, '-', '_' and '.' (100 at most); choose another."
+        )
 
 
 def _load(config_uri: str, run: str) -> RunConfig:
