@@ -14,7 +14,7 @@ RUN    := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format argo chart bench lock clean
+.PHONY: help install demo test e2e local local-down lint format argo chart docs bench lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,7 +33,16 @@ demo: $(STAMP) ## Run the whole pipeline on a small world (FRESH=1 starts over);
 	$(RUN) -m jobs.cli demo $(if $(FRESH),--fresh)
 
 test: lint ## Lint, type-check and test
-	$(RUN) -m pytest -n 2 --dist loadgroup
+	$(RUN) -m pytest -n 2 --dist loadgroup --ignore tests/e2e
+
+e2e: $(STAMP) ## Runs on a kind cluster, disturbed in every way we know (needs docker, kind, kubectl, helm, argo)
+	$(RUN) -m pytest -s tests/e2e
+
+local: $(STAMP) ## A kind cluster with Argo Workflows and the demo, one run in it (needs what e2e needs)
+	$(RUN) -m rpl.demo.cluster up
+
+local-down: ## Remove that cluster
+	$(RUN) -m rpl.demo.cluster down
 
 lint: $(STAMP) ## Check style (ruff) and types (mypy, strict)
 	$(VENV)/bin/ruff check .

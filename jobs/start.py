@@ -18,6 +18,10 @@ from jobs.common import guarded, number_or_none, run_option, write_outputs
 @click.option("--max-rounds", default="", metavar="N", help="Rounds at most. Empty: as configured.")
 @click.option("--shards", default="", metavar="N", help="Parts of crops and of downloads. Empty: as configured.")
 @click.option(
+    "--after", default="", metavar="NAME",
+    help="Source again from the newest finished run of NAME and NAME-*, with its configuration and prompts.",
+)  # fmt: skip
+@click.option(
     "--outputs", type=click.Path(path_type=Path), required=True, help="Folder for crop-shards, download-shards."
 )
 def main(outputs: Path, **options: str) -> None:

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from jobs.common import _told_to, _workflow_progress
+from rpl.again import PROMPTS
 from rpl.config import RunConfig, absolute, dump_config, load_config
 from rpl.errors import BadInput
 from rpl.local import run_all
 from rpl.rounds import Node
 from rpl.stage import Run
 from rpl.store import open_store
-from rpl.workflow import another_round, begin, close, exists
+from rpl.workflow import another_round, begin, begin_after, close, exists
 from tests.fake_stages import QUIET, FakeStages, do, make_config
 
 
@@ -191,3 +193,61 @@ def test_a_finished_runs_report_lies_where_a_person_looks(
     assert (Path(run.uri) / "index.html").read_bytes() == b"<p>page"
     assert Run(run.uri).manifests(Node("report")), "the copies disturb nothing"
     assert [row["done"] for row in published["stages"]] == [1] * len(published["stages"])
+
+
+def test_a_run_after_another_takes_the_newest_and_stays_with_it(
+    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes = FakeStages(monkeypatch)
+
+    def prompts(context: object) -> None:
+        if context.node.stage == "export":  # type: ignore[attr-defined]
+            context.write("prompts.safetensors", str(context.run.uri).encode())  # type: ignore[attr-defined]
+
+    fakes.before_return = prompts
+    with pytest.raises(BadInput, match="none of the runs base and base-… is finished"):
+        begin_after(f"{tmp_path}/runs/base-1", "base")
+    run_all(begin(f"{tmp_path}/runs/base", str(config)), QUIET)
+    first = begin_after(f"{tmp_path}/runs/base-1", "base")
+    assert first.config.previous == f"{tmp_path}/runs/base"
+    run_all(first, QUIET)
+    (Path(first.uri) / PROMPTS).unlink()  # as if killed before the prompts were copied
+    assert begin_after(first.uri, "base").config.previous == f"{tmp_path}/runs/base", "not itself, though the newest"
+    assert (Path(first.uri) / PROMPTS).read_bytes() == f"{tmp_path}/runs/base".encode()
+    assert begin_after(f"{tmp_path}/runs/base-2", "base").config.previous == first.uri
+    result = call("jobs.start", f"--run={tmp_path}/runs/base-3", "--after=base", f"--outputs={tmp_path}/out")
+    assert result.returncode == 0, result.stderr
+    assert Run(f"{tmp_path}/runs/base-3").config.previous == first.uri
+
+
+def test_start_wants_something_to_start_from(tmp_path: Path) -> None:
+    result = call("jobs.start", f"--run={tmp_path}/runs/x", "--config=", f"--outputs={tmp_path}/out")
+    assert (result.returncode, result.stderr) == (
+        2, "Error: --config is empty; give the URI of a configuration, as `rpl init` writes one.\n",
+    )  # fmt: skip
+
+
+def test_a_stage_tells_a_workflow_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARGO_PROGRESS_FILE", str(tmp_path / "progress"))
+    tell = _told_to(None, _workflow_progress())
+    tell(3, 10, {})
+    assert (tmp_path / "progress").read_text() == "3/10\n"
+    tell(4, 10, {})
+    assert (tmp_path / "progress").read_text() == "3/10\n", "not at every item"
+    monkeypatch.setenv("ARGO_PROGRESS_FILE", str(tmp_path / "no" / "progress"))
+    _told_to(_workflow_progress())(1, 2, {})  # a folder that is not there stops nothing
+    monkeypatch.delenv("ARGO_PROGRESS_FILE")
+    assert _workflow_progress() is None
+
+
+def test_kubernetes_is_told_the_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "termination-log"
+    code = (
+        "import jobs.common; from rpl.errors import BadInput; from rpl.rounds import parse_round; "
+        f"jobs.common.TERMINATION_LOG = {str(log)!r}; jobs.common.guarded(lambda: parse_round('x'))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    assert not log.exists(), "outside a pod no file is made"
+    log.write_text("")
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 2
+    assert log.read_text() == "Error: --round 'x' is neither a number from 1 nor 'novel'; correct it."

@@ -154,6 +154,8 @@ class Cluster:
         self.apply(namespace("argo"))
         self.kubectl("apply", "--server-side", "--force-conflicts", "-n", "argo", "-f", self.settings.argo_manifest,
                      quiet=True)  # fmt: skip
+        # It looks at a workflow every ten seconds at most, which is longer than the demo's stages take.
+        self.kubectl("-n", "argo", "set", "env", "deploy/workflow-controller", "DEFAULT_REQUEUE_TIME=1s", quiet=True)
         self.kubectl("-n", "argo", "rollout", "status", "deploy/workflow-controller", "--timeout=300s", quiet=True)
 
     def build_images(self) -> dict[str, str]:
@@ -393,8 +395,8 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def prepare(settings: Settings) -> Cluster:
-    """A cluster on which `argo submit argo/round.yaml -n rpl` works."""
+def prepare(settings: Settings, *options: str) -> Cluster:
+    """A cluster on which `argo submit argo/round.yaml -n rpl` works; `options` go to helm."""
     check_programs(settings.docker)
     cluster = Cluster(settings)
     say("drawing the demo's world")
@@ -410,7 +412,7 @@ def prepare(settings: Settings) -> Cluster:
     say("S3 server, web, Pushgateway, Prometheus")
     keys = cluster.start_services(images)
     say("the chart")
-    cluster.install_chart(images, keys)
+    cluster.install_chart(images, keys, *options)
     say("copying the world to S3")
     cluster.seed()
     return cluster
