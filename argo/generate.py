@@ -87,7 +87,9 @@ def pods() -> list[Pod]:
         if stage.shards is not None:
             inputs["shard"] = "all"
         args = [f"--{name}={{{{inputs.parameters.{name}}}}}" for name in inputs]
-        stages.append(Pod(stage.name, stage.title, stage.image, stage.gpu, inputs, args))
+        # A GPU each for as many ranks; the other stages use one.
+        env = (("RPL_RANKS", "{{workflow.parameters.gpus}}"),) if stage.name == "learn" else ()
+        stages.append(Pod(stage.name, stage.title, stage.image, stage.gpu, inputs, args, env=env))
     return around + stages
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from rpl.lbfgs import LBFGS
 from rpl.learning import Task
+from rpl.learning.fast import WEIGHT_DECAY
 from rpl.objective import CachedViews, score
 
 Optimiser = Callable[[Task, int, int], Tensor]
@@ -84,8 +85,8 @@ def lbfgs_one_start(task: Task, passes: int, seed: int) -> Tensor:  # noqa: ARG0
         nonlocal used
         used += 1
         found = _evaluate(task, torch.from_numpy(x).float().reshape(task.starts[0].shape), task.train)
-        gradient = found.gradient.double().numpy().ravel() + 5e-4 * x
-        return found.loss + 2.5e-4 * float(x @ x), gradient, None
+        gradient = found.gradient.double().numpy().ravel() + WEIGHT_DECAY * x
+        return found.loss + WEIGHT_DECAY / 2 * float(x @ x), gradient, None
 
     optimiser: LBFGS[None] = LBFGS(function, task.starts[0].double().numpy().ravel())
     while used < passes and optimiser.step():

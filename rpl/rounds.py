@@ -97,7 +97,7 @@ STAGES: dict[str, Stage] = {
         Stage("index", "Check the pool and index it", "light", False, ("pool",), once=()),
         Stage(
             "learn", "Learn the prompt's context vectors", "clip", True, ("seed", "clip", "learn"),
-            version=2, in_round=(
+            version=3, in_round=(
                 CROPS, CROP_FEATURES,
                 Edge("previous_prompts", "learn", "previous"),
                 Edge("previous_sourced", "curate", "previous"),

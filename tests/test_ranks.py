@@ -115,6 +115,55 @@ def test_the_command_under_torchrun_goes_on_from_a_checkpoint_and_commits_once_w
     assert len(paths - written) == 1 and written < paths, "its files and the manifest, of one attempt"
 
 
+@pytest.mark.slow
+def test_the_command_starts_its_own_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    install_light_stages(monkeypatch)
+    alone, together = (make_small_run(tmp_path, str(tmp_path / name), starts=1) for name in ("alone", "together"))
+    for run in (alone, together):
+        do(run, "crop", "encode")
+    do(alone, "learn", round_=1)
+    command = [sys.executable, "-m", "jobs.learn", "--run", together.uri, "--round", "1"]
+    done = subprocess.run(
+        command, env={**LOOPBACK, "RPL_RANKS": "2"}, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "round-1/learn 0-of-1: done by another" in done.stderr, "there were two"
+    assert [manifest.contents for manifest in Run(together.uri).manifests(LEARN) or []] == [
+        manifest.contents for manifest in alone.manifests(LEARN) or []
+    ]
+
+
+ENDS = """
+import os, signal, sys
+from jobs.common import guarded
+from rpl.errors import BadInput, TryAgain
+def end():
+    if os.environ["RANK"] == sys.argv[2]:
+        {"bad": bad, "again": again, "bug": bug, "killed": killed, "well": lambda: None}[sys.argv[1]]()
+def bad(): raise BadInput("x: is wrong; mend it.")
+def again(): raise TryAgain("the store does not answer.")
+def bug(): raise KeyError("bug")
+def killed(): os.kill(os.getpid(), signal.SIGKILL)
+guarded(end)
+"""
+
+
+@pytest.mark.parametrize(("end", "code"), [("well", 0), ("bad", 2), ("again", 75), ("killed", 75), ("bug", 1)])
+def test_ranks_end_with_the_code_of_the_one_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, code: int
+) -> None:
+    (tmp_path / "ends.py").write_text(ENDS, encoding="utf-8")
+    start = "import sys; from rpl.launch import run_ranks; sys.exit(run_ranks(2, 'ends', sys.argv[1:]))"
+    path = f"{tmp_path}:{Path(__file__).parents[1]}"
+    done = subprocess.run(
+        [sys.executable, "-c", start, end, "1"], env={**LOOPBACK, "PYTHONPATH": path}, capture_output=True, text=True,
+        timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    if end == "bad":
+        assert "Error: x: is wrong; mend it.\n" in done.stderr
+
+
 DIES = """
 import os, signal, sys
 import rpl.stages.learn as stage

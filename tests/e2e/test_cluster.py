@@ -86,7 +86,7 @@ def test_argo_get_reads_well(cluster: Cluster, calm: str) -> None:
 
 def test_prometheus_knows_how_the_run_ended_and_no_stage_is_left(cluster: Cluster, calm: str) -> None:
     for _ in range(20):
-        found = ask_prometheus(cluster, 'rpl_run_succeeded{run="calm"}')
+        found = ask_prometheus(cluster, 'rpl_run_success{run="calm"}')
         if found:
             break
         time.sleep(3)
