@@ -71,6 +71,9 @@ def build_ivf(blocks: Blocks, rows: int, dim: int) -> BuiltIndex:
     index: Any = faiss.index_factory(dim, f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT)
     index.cp.seed = _SEED
     index.cp.spherical = True  # centres of unit vectors under the inner product
+    clustering = _on_gpus(dim)
+    if clustering is not None:
+        index.clustering_index = clustering  # k-means alone: nearly all of the training, and the rest stays portable
     index.train(training)
     for _, vectors in blocks():
         index.add(vectors)
@@ -94,6 +97,13 @@ def read_index(path: Path) -> Any:
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
     except RuntimeError as error:
         raise BadInput(f"{path}: is not a whole faiss index; run the stage `index` again.") from error
+
+
+def _on_gpus(dim: int) -> Any:
+    """A flat index on all GPUs, which k-means asks for nearest centres; None with faiss's CPU build or without a GPU."""
+    if getattr(faiss, "get_num_gpus", int)() == 0:
+        return None
+    return faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(dim))
 
 
 def _samples(blocks: Iterable[tuple[int, Floats]], rows: int, training: int, dim: int) -> tuple[Floats, Floats]:

@@ -71,6 +71,20 @@ def test_real_text_queries_find_their_neighbours() -> None:
     assert recall > 0.97
 
 
+def test_a_gpu_finds_the_centres_where_faiss_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the GPU: another flat index of the CPU, which counts what it is asked."""
+    vectors = clustered(3000)
+    alone = build_ivf(lambda: blocks(vectors), *vectors.shape)
+    copied: list[faiss.IndexFlatIP] = []
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", lambda index: copied.append(index) or index, raising=False)
+    built = build_ivf(lambda: blocks(vectors), *vectors.shape)
+    assert [index.d for index in copied] == [32]
+    assert copied[0].ntotal == built.lists, "k-means left its centres in it"
+    assert (built.lists, built.recall >= 0.99) == (alone.lists, True)
+    assert built.index.ntotal == 3000
+
+
 def test_the_same_vectors_give_the_same_bytes_whatever_the_threads(tmp_path: Path) -> None:
     program = (
         "import sys, hashlib, faiss; faiss.omp_set_num_threads(int(sys.argv[1]))\n"
