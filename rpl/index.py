@@ -100,7 +100,7 @@ def read_index(path: Path) -> Any:
 
 
 def _on_gpus(dim: int) -> Any:
-    """A flat index on all GPUs, which k-means asks for nearest centres; None with faiss's CPU build or without a GPU."""
+    """A flat index on all GPUs, which k-means asks for nearest centres; None without GPUs that faiss can use."""
     if getattr(faiss, "get_num_gpus", int)() == 0:
         return None
     return faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(dim))

@@ -23,11 +23,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from rpl.config import dump_config
 from rpl.demo.run import demo_config
 from rpl.demo.world_files import CLIP_FOLDER, CLIP_MODEL, CLIP_WEIGHTS, FULL, HOSTS, TINY, find_world, identity
 from rpl.errors import BadInput, RplError, TryAgain
+from rpl.report.summary import summary_table
 
 ROOT = Path(__file__).parents[2]
 LOCAL = ROOT / "helm" / "local"
@@ -48,6 +50,7 @@ PROGRAMS = {
     "argo": "https://github.com/argoproj/argo-workflows/releases/tag/v3.7.4",
 }
 
+ENDED = ("Succeeded", "Failed", "Error")
 ARGO_IMAGES = ("workflow-controller", "argoexec", "argocli")
 TARGETS = ("light", "clip", "s3", "monitoring")
 
@@ -298,15 +301,11 @@ class Cluster:
             found = json.loads(self.argo("get", workflow, "-o", "json"))
             status = found.get("status", {})
             for node in sorted(status.get("nodes", {}).values(), key=lambda each: each.get("finishedAt") or ""):
-                if (
-                    node["type"] == "Pod"
-                    and node["phase"] in ("Succeeded", "Failed", "Error")
-                    and node["id"] not in told
-                ):
+                if node["type"] == "Pod" and node["phase"] in ENDED and node["id"] not in told:
                     told.add(node["id"])
-                    say(f"  {node['phase']:<9} {node['displayName']:<14} {node.get('message', '')}".rstrip())
+                    say(f"  {node['phase']:<9} {described(node):<28} {node.get('message', '')}".rstrip())
             phase = status.get("phase", "")
-            if phase in ("Succeeded", "Failed", "Error"):
+            if phase in ENDED:
                 return str(phase)
             if time.monotonic() > give_up:
                 raise TryAgain(
@@ -314,14 +313,15 @@ class Cluster:
                 )
             time.sleep(3)
 
-    def fetch(self, name: str, directory: Path) -> None:
+    def fetch(self, name: str, directory: Path) -> dict[str, Any]:
+        """Copy a run's results; the content of its summary.json."""
         from rpl.results import fetch_results
         from rpl.stage import Run
 
         with self.s3():
             found = Run(f"s3://{BUCKET}/runs/{name}")
             try:
-                fetch_results(found, directory)
+                return fetch_results(found, directory)
             finally:
                 found.close()
 
@@ -344,6 +344,13 @@ def run(
         said = "\n".join((result.stderr.strip() or result.stdout.strip()).splitlines()[-15:])
         raise TryAgain(f"`{' '.join(command[:6])} …` failed ({result.returncode}):\n{said}")
     return result.stdout
+
+
+def described(node: dict[str, Any]) -> str:
+    """A pod of a workflow in the words of a run: stage, round, shard."""
+    given = {each["name"]: each.get("value", "") for each in node.get("inputs", {}).get("parameters", [])}
+    words = [node["templateRef"]["name"].removeprefix("rpl-"), *(given.get(name, "") for name in ("round", "shard"))]
+    return " ".join(word for word in words if word and word != "once")
 
 
 def has_image(docker: str, image: str) -> bool:
@@ -427,9 +434,9 @@ def up(settings: Settings, name: str) -> None:
         sys.stderr.write(cluster.argo("get", workflow))
         raise TryAgain(f"{workflow}: {phase}; see above, and `argo logs -n rpl {workflow}`.")
     output = Path(settings.output).resolve()
-    cluster.fetch(name, output)
+    summary = cluster.fetch(name, output)
     print(
-        f"Report: {output / 'report' / 'index.html'}\n"
+        f"{summary_table(summary)}\n\nReport: {output / 'report' / 'index.html'}\n"
         f"Watch:  kubectl --context {settings.context} -n argo port-forward service/argo-server 2746  (Argo's page)\n"
         f"Again:  argo submit argo/round.yaml -n rpl -p run=another"
     )
