@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from rpl.demo.cluster import SERVICES, Cluster
@@ -32,23 +33,24 @@ class Chaos(threading.Thread):
         self._steps: Counter[str] = Counter()
         self._seen: set[str] = set()
         self._over = threading.Event()
-        self._began = time.monotonic()
+        self._actions: list[threading.Thread] = []
 
     def stop(self) -> None:
         self._over.set()
-        self.join()
+        for thread in (self, *self._actions):
+            thread.join()
         if self.error is not None:
             raise self.error
 
     def run(self) -> None:
-        try:
-            while not self._over.wait(0.5):
-                self._delete_some()
-                self._once("embed", "s3", self._stop_and_start_s3)
-                self._once("retrieve", "controller", self._restart_controller)
-                self._once("curate", "drain", self._drain)
-        except BaseException as error:
-            self.error = error
+        self._guarded(self._disturb)
+
+    def _disturb(self) -> None:
+        while not self._over.wait(0.5):
+            self._delete_some()
+            self._once("embed", "s3", self._stop_and_start_s3)
+            self._once("retrieve", "controller", self._restart_controller)
+            self._once("curate", "drain", self._drain)
 
     def _pods(self) -> list[dict[str, Any]]:
         found = self._cluster.kubectl(
@@ -87,15 +89,24 @@ class Chaos(threading.Thread):
             self.deleted[stage] += 1
             self._steps[step] += 1
 
-    def _once(self, after: str, what: str, action: Any) -> None:
+    def _once(self, after: str, what: str, action: Callable[[], None]) -> None:
+        """In a thread of its own, so that pods are deleted meanwhile."""
         if after in self._seen and what not in self.done:
             self.done.append(what)
+            thread = threading.Thread(target=self._guarded, args=(action,), daemon=True)
+            thread.start()
+            self._actions.append(thread)
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        try:
             action()
+        except BaseException as error:
+            self.error = error
 
     def _stop_and_start_s3(self) -> None:
         self._cluster.kubectl("-n", SERVICES, "scale", "deploy/s3", "--replicas=0", quiet=True)
-        self._cluster.kubectl("-n", SERVICES, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=s3",
-                              "--timeout=60s", quiet=True)  # fmt: skip
+        while self._cluster.kubectl("-n", SERVICES, "get", "pods", "-l", "app.kubernetes.io/name=s3", "-o", "name"):
+            time.sleep(0.5)
         time.sleep(5)
         self._cluster.kubectl("-n", SERVICES, "scale", "deploy/s3", "--replicas=1", quiet=True)
         self._cluster.kubectl("-n", SERVICES, "rollout", "status", "deploy/s3", "--timeout=120s", quiet=True)

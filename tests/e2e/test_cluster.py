@@ -6,6 +6,7 @@ In the order written: later tests compare with the first one's run.
 from __future__ import annotations
 
 import json
+import secrets
 import time
 import urllib.request
 from typing import Any
@@ -78,10 +79,11 @@ def test_gpu_stages_ran_on_the_gpu_node_and_no_others(cluster: Cluster, calm: st
 
 
 def test_argo_get_reads_well(cluster: Cluster, calm: str) -> None:
-    text = cluster.argo("get", calm)
-    assert "Learn prompts, source training images" in text
-    for words in ("start", "boxes", "round", "novel", "report"):
-        assert words in text
+    text = cluster.argo("get", calm, "--no-color")
+    for words in ("Progress: ", "run: calm", "start", "boxes(0:0)", "rounds", "learn", "novel", "report", "finish"):
+        assert words in " ".join(text.split()), text
+    annotations = json.loads(cluster.argo("get", calm, "-o", "json"))["status"]["storedWorkflowTemplateSpec"]
+    assert annotations["arguments"]["parameters"][0]["description"]
 
 
 def test_prometheus_knows_how_the_run_ended_and_no_stage_is_left(cluster: Cluster, calm: str) -> None:
@@ -102,7 +104,8 @@ def test_prometheus_knows_how_the_run_ended_and_no_stage_is_left(cluster: Cluste
 
 
 def test_a_disturbed_run_ends_like_the_calm_one(cluster: Cluster, calm: str) -> None:
-    workflow = cluster.submit("disturbed", shards="2", max_rounds=str(ROUNDS))
+    name = f"disturbed-{secrets.token_hex(3)}"  # on a cluster that was kept, another one is done already
+    workflow = cluster.submit(name, shards="2", max_rounds=str(ROUNDS))
     chaos = Chaos(cluster, workflow)
     chaos.start()
     phase = cluster.follow(workflow, 1700)
@@ -112,7 +115,7 @@ def test_a_disturbed_run_ends_like_the_calm_one(cluster: Cluster, calm: str) -> 
     assert sum(chaos.deleted.values()) >= min(DELETIONS, 10)
     assert set(chaos.deleted) >= MUST
     assert set(chaos.done) == {"s3", "controller", "drain"}
-    assert contents(cluster, "disturbed") == contents(cluster, "calm")
+    assert contents(cluster, name) == contents(cluster, "calm")
 
 
 def test_the_same_run_submitted_twice_one_works_and_one_waits(cluster: Cluster, calm: str) -> None:
