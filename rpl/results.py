@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from rpl.errors import BadInput, RplError, TryAgain
+from rpl.finished import finished
 from rpl.report.summary import summary_table
-from rpl.rounds import Node
 from rpl.stage import Manifest, Run
 from rpl.tars import read_tar
 
@@ -30,11 +30,16 @@ ENTRIES = {"summary.json", "report", "export"}
 def fetch_results(run: Run, directory: Path) -> dict[str, Any]:
     """Copy the results of `run` to `directory`, replacing an earlier copy; the content of summary.json.
 
+    Those of its newest report, whatever became of the files outside and of this program since.
+
     Raises:
         BadInput: the run is not finished, or `directory` cannot be written or holds something else than such a copy.
         TryAgain: the disk is full. An earlier copy is still there, as after any failure.
     """
-    exported, reported = _finished(run, "export"), _finished(run, "report")
+    found = finished(run)
+    if found is None:
+        raise BadInput(f"{run.uri}: is not finished, so it has no report; go on with `rpl run`, then fetch again.")
+    exported, reported = found.inputs("export")[0], found.report
     directory = directory.resolve()
     _refuse_foreign(directory)
     partial = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.partial")
@@ -48,13 +53,6 @@ def fetch_results(run: Run, directory: Path) -> dict[str, Any]:
         shutil.rmtree(partial, ignore_errors=True)
     summary: dict[str, Any] = json.loads((directory / "summary.json").read_bytes())
     return summary
-
-
-def _finished(run: Run, stage: str) -> Manifest:
-    manifests = run.manifests(Node(stage))
-    if manifests is None:
-        raise BadInput(f"{run.uri}: is not finished, so it has no {stage}; go on with `rpl run`, then fetch again.")
-    return manifests[0]
 
 
 def _refuse_foreign(directory: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rpl.errors import BadInput, RplError, TryAgain
 from rpl.results import fetch_results
-from rpl.rounds import Node
+from rpl.rounds import STAGES, Node
 from rpl.stage import Run
 from tests.fake_stages import make_run
 from tests.scripted_stages import finished_run
@@ -111,7 +112,18 @@ def test_a_run_that_is_not_finished_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as error:
         fetch_results(run, tmp_path / "results")
     assert str(error.value) == (
-        f"{tmp_path / 'runs' / 'early'}: is not finished, so it has no export; go on with `rpl run`, then fetch again."
+        f"{tmp_path / 'runs' / 'early'}: is not finished, so it has no report; go on with `rpl run`, then fetch again."
     )
     assert not (tmp_path / "results").exists()
     assert run.manifests(Node("export")) is None
+
+
+def test_a_newer_program_still_copies_what_an_older_one_finished(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch_results(run, tmp_path / "before")
+    monkeypatch.setitem(STAGES, "learn", replace(STAGES["learn"], version=STAGES["learn"].version + 1))
+    again = Run(run.uri)
+    assert again.manifests(Node("report")) is None, "to this program the work is to be done again"
+    fetch_results(again, tmp_path / "after")
+    assert tree(tmp_path / "after") == tree(tmp_path / "before")
