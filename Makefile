@@ -17,7 +17,7 @@ STAMP  := $(VENV)/.installed
 .PHONY: help install demo test e2e local local-down lint format argo chart docs bench lock clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## Install everything into .venv, from the lock file with hashes
 
