@@ -39,12 +39,13 @@ from rpl.evaluation import accuracy
 from rpl.features import FeatureSet
 from rpl.learning import Task, hold_out, initial_contexts, learn
 from rpl.local import create_run
+from rpl.manifests import Shard
 from rpl.objective import CachedViews
 from rpl.progress import Reporter
 from rpl.prompt_tokens import tokenise_prompts
 from rpl.prompts import PromptBank
 from rpl.rounds import Node
-from rpl.stage import Run, Shard, run_shard
+from rpl.stage import Run, run_shard
 
 SEEDS = (0, 1, 2)
 SCALE = Scale(84, 40, 200, 120, 0, 24, 30, WebPlan(per_category=1, look_alikes=2, off_topic=2, copies=1))

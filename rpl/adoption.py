@@ -11,37 +11,40 @@ import time
 from dataclasses import replace
 
 from rpl.errors import BadInput
+from rpl.manifests import File, Manifest, Outcome, Shard, Work, commit, manifest_path
 from rpl.rounds import Node
-from rpl.stage import File, Manifest, Outcome, Run, Shard, Work, commit, manifest_path
 from rpl.store import Store, open_store
 
 
-def adopt(run: Run, node: Node, shard: Shard, work: Work, *, commits: bool = True) -> Outcome | None:
-    """Commit copies of what the previous run holds for `work`; None where it holds nothing, or no longer does.
+def adopt(
+    previous_uri: str | None, store: Store, node: Node, shard: Shard, work: Work, *, commits: bool = True
+) -> Outcome | None:
+    """Commit to `store` copies of what the run at `previous_uri` holds for `work`; None where it holds nothing, or no
+    longer does.
 
     `commits`: false for a process that only helps another one, and has nothing to do where that one adopts.
 
     Raises:
         TryAgain: a store failed in a way that may pass.
     """
-    if run.config.previous is None:
+    if previous_uri is None:
         return None
     started = time.monotonic()
     attempt = secrets.token_hex(8)
     try:
-        previous = open_store(run.config.previous)
+        previous = open_store(previous_uri)
         found = _manifest(previous, node, shard, work)
         if found is None:
             return None
         if not commits:
             return "adopted"
-        files = _copied(previous, found, run.store, f"{node.path}/attempts/{attempt}")
+        files = _copied(previous, found, store, f"{node.path}/attempts/{attempt}")
     except BadInput:
         return None  # it vanished, or was spoilt: the work can be done all the same
     # What the work took and what it was done with stays as it was; the time is this run's.
     wall_s = round(time.monotonic() - started, 3)
-    adopted = replace(found, attempt=attempt, files=files, wall_s=wall_s, adopted_from=run.config.previous)
-    return "adopted" if commit(run, node, shard, adopted) else "done by another"
+    adopted = replace(found, attempt=attempt, files=files, wall_s=wall_s, adopted_from=previous_uri)
+    return "adopted" if commit(store, node, shard, adopted) else "done by another"
 
 
 def _manifest(previous: Store, node: Node, shard: Shard, work: Work) -> Manifest | None:

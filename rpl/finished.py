@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rpl.errors import BadInput
+from rpl.manifests import Manifest
 from rpl.rounds import STAGES, Edge
-from rpl.stage import Manifest, Run
+from rpl.stage import Run
 from rpl.store import ObjectInfo, open_store
 
 REPORT_MANIFEST = re.compile(r"report/\d+-of-\d+\.[0-9a-f]{16}\.json")

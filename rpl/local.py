@@ -11,9 +11,10 @@ from typing import Any
 
 from rpl.config import RunConfig, dump_config, parse_config
 from rpl.errors import BadInput
+from rpl.manifests import base_accuracy
 from rpl.progress import Reporter
 from rpl.rounds import AFTER_ROUNDS, BEFORE_ROUNDS, NOVEL, Node, goes_on, round_nodes
-from rpl.stage import Run, base_accuracy, run_shard
+from rpl.stage import Run, run_shard
 from rpl.store import open_store
 
 CONFIG = "config.yaml"

@@ -17,8 +17,9 @@ from typing import Any
 
 from rpl.errors import BadInput, RplError, TryAgain
 from rpl.finished import finished
+from rpl.manifests import Manifest
 from rpl.report.summary import summary_table
-from rpl.stage import Manifest, Run
+from rpl.stage import Run
 from rpl.tars import read_tar
 
 __all__ = ["fetch_results", "summary_table"]

@@ -25,91 +25,30 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import rpl
-from rpl.config import RunConfig, attribution_file, parse_config
+from rpl.adoption import adopt
+from rpl.config import RunConfig, parse_config
 from rpl.errors import BadInput, TryAgain
+from rpl.manifests import (
+    File,
+    Manifest,
+    Outcome,
+    Shard,
+    Work,
+    base_accuracy,
+    checkpoints_path,
+    commit,
+    digest_of,
+    manifest_path,
+)
 from rpl.memory import peak_memory_bytes
+from rpl.outside import fingerprint, outside_files, sha256_file
 from rpl.progress import Progress, Reporter
 from rpl.rounds import STAGES, Node, edges, goes_on, shard_key, sources
-from rpl.store import Store, open_store, stat_uri
-
-Outcome = Literal["done", "already done", "done by another", "adopted"]
-"""adopted: the previous run had done the very same work, and its files were copied."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Part `index` of `count`, counted from 0."""
-
-    index: int = 0
-    count: int = 1
-
-    def __str__(self) -> str:
-        return f"{self.index}-of-{self.count}"
-
-
-@dataclass(frozen=True)
-class File:
-    """A committed file. `path` is relative to the run, `sha256` of its bytes in hex."""
-
-    path: str
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What one shard of a node committed; readable JSON."""
-
-    stage: str
-    round: int | str | None
-    shard: str
-    digest: str
-    attempt: str
-    files: dict[str, File]
-    rows: int
-    facts: dict[str, Any]
-    """Small results that later stages and the report read without opening a file."""
-    inputs: dict[str, list[str]]
-    """Contents digests of the manifests that were read, by the edge's name."""
-    outside: dict[str, str]
-    """Fingerprints of the files from outside the run, by URI."""
-    wall_s: float
-    peak_memory_bytes: int
-    versions: dict[str, str] = field(default_factory=dict)
-    adopted_from: str | None = None
-    """The run whose files these are copies of; None: they were made here."""
-
-    @property
-    def contents(self) -> str:
-        """Digest of the outputs, hex: equal for equal files and facts, whoever made them and whenever."""
-        return _digest({"files": {name: file.sha256 for name, file in self.files.items()}, "facts": self.facts})
-
-    def to_json(self) -> bytes:
-        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes, source: str) -> Manifest:
-        """Raises BadInput where the bytes are not a manifest."""
-        try:
-            raw = json.loads(data)
-            raw["files"] = {name: File(**file) for name, file in raw["files"].items()}
-            return cls(**raw)
-        except (ValueError, TypeError, KeyError) as error:
-            raise BadInput(f"{source}: is not a manifest of this version; delete it to run the stage again.") from error
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a shard of a node has to do: its digest (hex), the manifests it reads by edge, outside fingerprints."""
-
-    digest: str
-    inputs: dict[str, list[Manifest]]
-    outside: dict[str, str]
+from rpl.store import Store, open_store
 
 
 class Run:
@@ -211,7 +150,7 @@ class Run:
         inputs = self._inputs(node, shard)
         stage = STAGES[node.stage]
         outside = {uri: fingerprint(uri) for uri in outside_files(node, self.config)}
-        digest = _digest(
+        digest = digest_of(
             {
                 "node": node.path,
                 "shard": str(shard),
@@ -277,7 +216,7 @@ class Context:
         """Upload a finished local file of `scratch` as output `name` (its own name by default)."""
         name = name or path.name
         target = f"{self.node.path}/attempts/{self._attempt}/{name}"
-        size, sha256 = path.stat().st_size, _sha256_file(path)
+        size, sha256 = path.stat().st_size, sha256_file(path)
         if self._commits:
             self.run.store.upload(target, path)
         self.files[name] = File(target, size, sha256)
@@ -327,9 +266,7 @@ def run_shard(run: Run, node: Node, shard: Shard, reporter: Reporter, *, commits
     work = run.expected(node, shard)
     if run.manifest(node, shard) is not None:
         return "already done"
-    from rpl.adoption import adopt  # which is built on this module
-
-    adopted = adopt(run, node, shard, work, commits=commits)
+    adopted = adopt(run.config.previous, run.store, node, shard, work, commits=commits)
     if adopted is not None:
         return adopted
     function = importlib.import_module(f"rpl.stages.{node.stage}").run
@@ -355,31 +292,7 @@ def run_shard(run: Run, node: Node, shard: Shard, reporter: Reporter, *, commits
         inputs={name: [m.contents for m in manifests] for name, manifests in work.inputs.items()}, outside=work.outside,
         wall_s=round(time.monotonic() - started, 3), peak_memory_bytes=peak_memory_bytes(), versions=_versions(),
     )  # fmt: skip
-    return "done" if commit(run, node, shard, manifest) else "done by another"
-
-
-def commit(run: Run, node: Node, shard: Shard, manifest: Manifest) -> bool:
-    """Make `manifest` visible, unless another attempt was first: then its files go. Whether it is visible."""
-    is_ours = run.store.put_if_absent(manifest_path(node, shard, manifest.digest), manifest.to_json())
-    run.store.delete([info.path for info in run.store.list(f"{checkpoints_path(node, shard, manifest.digest)}/")])
-    if not is_ours:
-        run.store.delete([file.path for file in manifest.files.values()])
-    return is_ours
-
-
-def base_accuracy(embedded: Manifest) -> float | None:
-    """Validation accuracy of the learned prompt on base categories, by which rounds go on; None: unmeasured."""
-    accuracy: float | None = embedded.facts["accuracy"]["learned"]["base"]
-    return accuracy
-
-
-def manifest_path(node: Node, shard: Shard, digest: str) -> str:
-    return f"{node.path}/{shard}.{digest[:16]}.json"
-
-
-def checkpoints_path(node: Node, shard: Shard, digest: str) -> str:
-    """Where attempts at the same work leave what the next may use; collected like an attempt's files."""
-    return f"{node.path}/attempts/checkpoint-{shard}.{digest[:16]}"
+    return "done" if commit(run.store, node, shard, manifest) else "done by another"
 
 
 _MANIFEST = re.compile(r"/\d+-of-\d+\.[0-9a-f]{16}\.json$")
@@ -407,50 +320,6 @@ def collect_garbage(run: Run, older_than_s: float) -> list[str]:
     ]
     run.store.delete(doomed)
     return [*doomed, *run.store.discard_unfinished(older_than_s)]
-
-
-def outside_files(node: Node, config: RunConfig) -> list[str]:
-    """URIs from outside the run whose contents `node` depends on. Images count through the JSON that names them."""
-    if node.stage == "crop":
-        boxes = [config.data.train.annotations] + ([config.data.val.annotations] if config.data.val else [])
-        lists = [uri for uri in (config.categories.file, config.categories.base) if uri]
-        return boxes + lists
-    if node.stage == "index":
-        return [uri for uri in (config.pool.vectors, config.pool.metadata) if uri]
-    if node.stage in ("encode", "learn", "embed"):
-        given = [config.learn.start_from] if node.stage == "learn" and config.learn.start_from else []
-        return config.clip.files + given
-    if node.stage == "curate" and config.pool.truth:
-        return [config.pool.truth]
-    if node.stage == "report":
-        uri = attribution_file(config)
-        return [uri] if uri and stat_uri(uri) else []
-    return []
-
-
-_fingerprints: dict[tuple[str, str], str] = {}
-_HASHED_UP_TO = 256 * 2**20
-
-
-def fingerprint(uri: str) -> str:
-    """A short text that changes when the file or folder at `uri` does.
-
-    SHA-256 of the bytes of a local file up to 256 MiB, so that a copy elsewhere is the same work; size and entity
-    tag of anything else; for a folder, those of every file in it.
-
-    Raises:
-        BadInput: nothing is there.
-    """
-    infos = stat_uri(uri)
-    if not infos:
-        raise BadInput(f"{uri}: does not exist; correct the path in the configuration.")
-    tag = _digest([[info.path, info.size, info.etag] for info in infos])
-    key = (uri, tag)
-    if key not in _fingerprints:
-        path = Path(uri.removeprefix("file://"))
-        hashable = "://" not in uri.removeprefix("file://") and path.is_file() and infos[0].size <= _HASHED_UP_TO
-        _fingerprints[key] = _sha256_file(path) if hashable else tag
-    return _fingerprints[key]
 
 
 class _NotReady(Exception):
@@ -483,7 +352,7 @@ class _FileCache:
             target.parent.mkdir(exist_ok=True)
             partial = target.with_name(target.name + ".partial")
             self._store.download(file.path, partial)
-            if _sha256_file(partial) != file.sha256:
+            if sha256_file(partial) != file.sha256:
                 partial.unlink()
                 raise TryAgain(f"{file.path}: arrived with other bytes than were committed; try again.")
             partial.rename(target)
@@ -498,18 +367,6 @@ class _FileCache:
 def _attempt_folder(path: str) -> str:
     parts = path.split("/")
     return "/".join(parts[: parts.index("attempts") + 2])
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _sha256_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:

@@ -14,8 +14,10 @@ from rpl.again import PROMPTS, create_run_after, latest_finished
 from rpl.config import RunConfig, absolute, parse_config
 from rpl.errors import BadInput
 from rpl.local import CONFIG, NodeStatus, create_run, status
+from rpl.manifests import base_accuracy
+from rpl.outside import outside_files
 from rpl.rounds import Node, goes_on
-from rpl.stage import Run, base_accuracy, outside_files
+from rpl.stage import Run
 from rpl.store import exists_uri, open_store, read_uri
 
 OUTCOME = "outcome.json"

@@ -15,9 +15,10 @@ import pytest
 
 from rpl.config import RunConfig
 from rpl.local import create_run
+from rpl.manifests import Shard
 from rpl.progress import Reporter
 from rpl.rounds import STAGES, Node
-from rpl.stage import Context, Run, Shard, run_shard
+from rpl.stage import Context, Run, run_shard
 
 QUIET = Reporter(live=False, every_s=1e9)
 

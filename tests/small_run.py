@@ -20,8 +20,9 @@ from rpl.categories import Category, categories_to_json
 from rpl.config import Learn
 from rpl.images import encode_jpeg
 from rpl.learning import Journal, Learned, OnStep, Step, Task, learn
+from rpl.manifests import Manifest
 from rpl.rounds import Node
-from rpl.stage import Context, Manifest, Run, run_shard
+from rpl.stage import Context, Run, run_shard
 from rpl.tars import write_tar
 from tests.clip_models import write_clip
 from tests.fake_stages import QUIET, make_run

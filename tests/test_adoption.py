@@ -9,8 +9,9 @@ import pytest
 
 from rpl.errors import BadInput
 from rpl.local import run_all, status
+from rpl.manifests import Manifest, Shard, manifest_path
 from rpl.rounds import Node
-from rpl.stage import Manifest, Run, Shard, manifest_path, run_shard
+from rpl.stage import Run, run_shard
 from rpl.store import open_store
 from tests.fake_stages import QUIET, FakeStages, do, make_run
 

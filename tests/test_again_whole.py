@@ -25,9 +25,10 @@ from rpl.demo.server import KINDS, Exchange, WebServer, _key
 from rpl.demo.world import build_world
 from rpl.demo.world_files import HOSTS, TINY
 from rpl.local import create_run, run_all, status
+from rpl.manifests import Manifest
 from rpl.results import fetch_results
 from rpl.rounds import Node, Round
-from rpl.stage import Manifest, Run
+from rpl.stage import Run
 from tests.fake_stages import QUIET
 from tests.test_download import jpeg
 

@@ -19,9 +19,10 @@ from rpl.categories import Category, categories_to_json
 from rpl.config import Pool as PoolSettings
 from rpl.encoder import Encoder
 from rpl.errors import BadInput
+from rpl.manifests import Shard
 from rpl.pool import Pool, open_pool
 from rpl.rounds import Node
-from rpl.stage import Context, Run, Shard
+from rpl.stage import Context, Run
 from tests.fake_stages import do, make_run
 
 ROWS, DIM = 300, 8

@@ -16,11 +16,12 @@ from rpl.clip import load_clip
 from rpl.config import DEFAULT_LAYOUT
 from rpl.errors import BadInput
 from rpl.features import FeatureSet
+from rpl.manifests import Manifest, Shard
 from rpl.prompt_files import read_prompts
 from rpl.prompt_tokens import tokenise_prompts
 from rpl.prompts import PromptBank
 from rpl.rounds import Node
-from rpl.stage import Context, Manifest, Run, Shard, run_shard
+from rpl.stage import Context, Run, run_shard
 from tests.fake_stages import QUIET
 from tests.prompt_texts import OTHER_LAYOUTS
 from tests.small_run import CATEGORIES, VIEWS, crop, do, install_light_stages, make_small_run, path

@@ -18,8 +18,9 @@ from rpl import crops as crops_module
 from rpl.categories import categories_from_json
 from rpl.crops import SCHEMA, crop_key
 from rpl.errors import BadInput, TryAgain
+from rpl.manifests import Shard
 from rpl.rounds import Node
-from rpl.stage import Run, Shard
+from rpl.stage import Run
 from rpl.store import open_store
 from rpl.tars import read_tar
 from tests.fake_stages import do, make_run

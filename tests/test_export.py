@@ -15,8 +15,9 @@ from rpl.categories import Category, categories_from_json
 from rpl.errors import BadInput
 from rpl.export import KeptPicture, coco, coco_reference, collect_images, json_bytes, kept_pictures
 from rpl.images import encode_jpeg
+from rpl.manifests import Manifest
 from rpl.rounds import Node
-from rpl.stage import Manifest, Run
+from rpl.stage import Run
 from rpl.tars import read_tar, write_tar
 from tests.scripted_stages import CATEGORIES, KEPT, finished_run, key, picture, record
 

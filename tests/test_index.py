@@ -18,9 +18,10 @@ import pytest
 
 from rpl.errors import BadInput
 from rpl.index import build_ivf, chosen_kind, read_index, search_index, write_index
+from rpl.manifests import Manifest, Shard
 from rpl.retrieval import search_blocks
 from rpl.rounds import Node
-from rpl.stage import Manifest, Run, Shard
+from rpl.stage import Run
 from tests.fake_stages import do, make_run
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

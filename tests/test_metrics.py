@@ -14,6 +14,7 @@ import pytest
 from jobs.common import Terminated
 from rpl.errors import BadInput, TryAgain
 from rpl.local import run_all
+from rpl.manifests import File, Manifest
 from rpl.metrics import METRICS, RunOutcome, run_outcome, stage_metrics
 from rpl.metrics.declared import IMAGES, Sample
 from rpl.metrics.page import QUERIES, page
@@ -21,7 +22,7 @@ from rpl.metrics.reporting import run_name
 from rpl.metrics.values import ended, exit_kind, run_metrics
 from rpl.reasons import Reason
 from rpl.rounds import Node
-from rpl.stage import Context, File, Manifest, Run
+from rpl.stage import Context, Run
 from tests.fake_stages import QUIET, FakeStages, make_run
 from tests.pushgateways import Values, name
 

@@ -15,13 +15,14 @@ import pytest
 
 from jobs.common import Terminated
 from rpl.errors import BadInput, TryAgain
+from rpl.manifests import Shard
 from rpl.metrics import RunOutcome, delete_groups, delete_stale_groups, observed, push_run, reporting
 from rpl.metrics import gateway as gateways
 from rpl.metrics.declared import EXIT, IMAGES, METRICS, ROWS
 from rpl.metrics.gateway import PATIENCE_S, Gateway
 from rpl.progress import Reporter
 from rpl.rounds import Node
-from rpl.stage import Context, Run, Shard, run_shard
+from rpl.stage import Context, Run, run_shard
 from tests.fake_stages import FakeStages, make_run
 from tests.pushgateways import FakeGateway, Values, grouping, held, real_gateway
 from tests.small_run import do, install_light_stages, make_small_run

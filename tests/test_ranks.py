@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from jobs.common import stage_command
 from rpl.clip import load_clip
 from rpl.errors import TryAgain
+from rpl.manifests import Shard
 from rpl.ranks import ALONE, Ranks, joined
 from rpl.rounds import Node
-from rpl.stage import Run, Shard, run_shard
+from rpl.stage import Run, run_shard
 from rpl.stages.learn import _check_agreement
 from tests import rank_worker
 from tests.clip_models import write_clip

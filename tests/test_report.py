@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rpl.manifests import Shard
 from rpl.reasons import Reason
 from rpl.report import text
 from rpl.report.charts import Dot, Line, apart, dot_chart, line_chart, nice_axis, thin
@@ -19,7 +20,7 @@ from rpl.report.page import headline, linkified, paragraphs, refusal_groups, ren
 from rpl.report.sheets import choose, read_thumbnails, spread
 from rpl.report.summary import summarise, summary_table
 from rpl.rounds import Node
-from rpl.stage import Run, Shard
+from rpl.stage import Run
 from rpl.tars import write_tar
 from tests.fake_report import report_data, since
 from tests.scripted_stages import ATTRIBUTION, finished_run, key, picture

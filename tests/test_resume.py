@@ -18,9 +18,10 @@ from rpl.clip import ClipModel
 from rpl.config import Learn
 from rpl.errors import TryAgain
 from rpl.learning import FileJournal, Learned, NoJournal, Step, Task, fast, initial_contexts, learn
+from rpl.manifests import Shard
 from rpl.prompts import PromptBank
 from rpl.rounds import Node
-from rpl.stage import Context, Run, Shard, collect_garbage, run_shard
+from rpl.stage import Context, Run, collect_garbage, run_shard
 from tests.clip_models import make_clip
 from tests.fake_stages import QUIET
 from tests.learning_tasks import MANY_NAMES, TornAway, make_task, torn_at

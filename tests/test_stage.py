@@ -10,8 +10,10 @@ import pytest
 
 from rpl.errors import BadInput, TryAgain
 from rpl.local import create_run, run_all, status
+from rpl.manifests import Manifest, Shard, manifest_path
+from rpl.outside import fingerprint
 from rpl.rounds import Node
-from rpl.stage import Context, Manifest, Run, Shard, collect_garbage, fingerprint, manifest_path
+from rpl.stage import Context, Run, collect_garbage
 from tests.fake_stages import QUIET, FakeStages, do, make_config, make_run
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from rpl.manifests import Shard
 from rpl.memory import peak_device_memory_bytes, peak_memory_bytes
 from rpl.metrics import declared as m
 from rpl.metrics.declared import Sample
@@ -22,7 +23,7 @@ from rpl.metrics.gateway import Gateway, gateway
 from rpl.metrics.values import RunOutcome, ended, exit_kind, known, run_metrics, stage_metrics
 from rpl.progress import OnProgress
 from rpl.rounds import Node
-from rpl.stage import Run, Shard
+from rpl.stage import Run
 
 ATTEMPT = "RPL_ATTEMPT"
 EVERY_S = 15.0  # between pushes of progress

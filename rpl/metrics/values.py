@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from rpl.errors import BadInput, RplError, TryAgain
+from rpl.manifests import Manifest, base_accuracy
 from rpl.metrics import declared as m
 from rpl.metrics.declared import Metric, Sample
 from rpl.reasons import BY_WORD
 from rpl.rounds import Node
-from rpl.stage import Manifest, Run, base_accuracy
+from rpl.stage import Run
 
 ExitKind = Literal["done", "bad_input", "try_again", "bug"]
 

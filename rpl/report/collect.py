@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 from rpl.categories import Category, categories_from_json
 from rpl.config import RunConfig, attribution_file
 from rpl.finished import Finished
+from rpl.manifests import Manifest
 from rpl.report import since
 from rpl.report.model import (
     STATUSES,
@@ -35,7 +36,6 @@ from rpl.report.model import (
 )
 from rpl.report.sheets import build_sheets
 from rpl.rounds import STAGES, Round
-from rpl.stage import Manifest
 from rpl.store import read_uri, stat_uri
 
 Inputs = Mapping[str, Sequence[Manifest]]

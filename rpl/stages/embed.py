@@ -13,10 +13,11 @@ from rpl.clip import ClipModel, device_name, load_clip
 from rpl.encoder import Encoder, check_same
 from rpl.evaluation import accuracy
 from rpl.features import FeatureSet
+from rpl.manifests import Manifest, base_accuracy
 from rpl.prompt_files import Prompts, read_prompts
 from rpl.prompt_tokens import fill_template, tokenise_prompts
 from rpl.prompts import PromptBank
-from rpl.stage import Context, Manifest, base_accuracy
+from rpl.stage import Context
 
 Floats = npt.NDArray[np.float32]
 PROTOCOL = "base among base, novel among novel"

@@ -22,9 +22,10 @@ from rpl.demo.run import BUCKET, run_demo
 from rpl.demo.s3 import S3Server
 from rpl.demo.world_files import TINY
 from rpl.errors import BadInput
+from rpl.manifests import Shard
 from rpl.reasons import Reason
 from rpl.rounds import Node
-from rpl.stage import Run, Shard
+from rpl.stage import Run
 
 REASON_OF_KIND = {
     "not_found": Reason.NOT_FOUND,
