@@ -10,6 +10,10 @@ TORCH_INDEX ?=
 FRESH  ?=
 NAME   ?= rounds
 
+# make local and make e2e take RPL_KIND_NODE, RPL_ARGO_MANIFEST and others (rpl/demo/cluster.py) where the defaults, public
+# images and releases, cannot be reached.
+export RPL_TORCH_INDEX ?= $(TORCH_INDEX)
+
 RUN    := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 

@@ -33,7 +33,7 @@ def outputs(template: str, inputs: Mapping[str, str]) -> Mapping[str, str]:
 @pytest.fixture(scope="module")
 def expansion() -> Expansion:
     found = Expansion(outputs)
-    found.run("rpl-run", "run", {"run": "x"}, frozenset())
+    found.run("rpl-run", "run", {}, frozenset())
     return found
 
 
