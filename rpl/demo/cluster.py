@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from rpl.config import dump_config
+from rpl.demo.objects import config_map, namespace, secret, service_account
+from rpl.demo.programs import check_programs, has_image, run, wait_for_port
 from rpl.demo.run import demo_config
 from rpl.demo.world_files import CLIP_FOLDER, CLIP_MODEL, CLIP_WEIGHTS, FULL, HOSTS, TINY, find_world, identity
 from rpl.errors import BadInput, RplError, TryAgain
@@ -41,14 +43,6 @@ WEB_ADDRESS = "10.96.111.111"  # of the web's service, inside kind's range
 S3_ENDPOINT = f"http://s3.{SERVICES}:8333"
 REGION = "us-east-1"
 SEED = 0
-
-PROGRAMS = {
-    "docker": "https://docs.docker.com/engine/install",
-    "kind": "https://kind.sigs.k8s.io/docs/user/quick-start#installation",
-    "kubectl": "https://kubernetes.io/docs/tasks/tools",
-    "helm": "https://helm.sh/docs/intro/install",
-    "argo": "https://github.com/argoproj/argo-workflows/releases/tag/v3.7.4",
-}
 
 ENDED = ("Succeeded", "Failed", "Error")
 ARGO_IMAGES = ("workflow-controller", "argoexec", "argocli")
@@ -326,76 +320,11 @@ class Cluster:
                 found.close()
 
 
-def run(
-    *command: str, stdin: str | None = None, quiet: bool = False, cwd: Path | None = None,
-    env: dict[str, str] | None = None,
-) -> str:  # fmt: skip
-    """Standard output of a program. `quiet`: its other lines are shown only if it fails.
-
-    Raises:
-        TryAgain: it failed; with the end of what it said.
-    """
-    result = subprocess.run(
-        command, input=stdin, capture_output=True, text=True, check=False, cwd=cwd, env={**os.environ, **(env or {})},
-    )  # fmt: skip
-    if not quiet and result.stderr.strip():
-        sys.stderr.write(result.stderr)
-    if result.returncode:
-        said = "\n".join((result.stderr.strip() or result.stdout.strip()).splitlines()[-15:])
-        raise TryAgain(f"`{' '.join(command[:6])} …` failed ({result.returncode}):\n{said}")
-    return result.stdout
-
-
 def described(node: dict[str, Any]) -> str:
     """A pod of a workflow in the words of a run: stage, round, shard."""
     given = {each["name"]: each.get("value", "") for each in node.get("inputs", {}).get("parameters", [])}
     words = [node["templateRef"]["name"].removeprefix("rpl-"), *(given.get(name, "") for name in ("round", "shard"))]
     return " ".join(word for word in words if word and word != "once")
-
-
-def has_image(docker: str, image: str) -> bool:
-    return subprocess.run([docker, "image", "inspect", image], capture_output=True, check=False).returncode == 0
-
-
-def wait_for_port(port: int, process: subprocess.Popen[str]) -> None:
-    for _ in range(100):
-        if process.poll() is not None:
-            raise TryAgain(f"kubectl port-forward ended: {process.stderr.read().strip() if process.stderr else ''}")
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise TryAgain("kubectl port-forward did not open its port; try again.")
-
-
-def namespace(name: str, *, restricted: bool = False) -> str:
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"} if restricted else {}
-    return json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
-
-
-def service_account(name: str, where: str) -> str:
-    return json.dumps({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": where}})
-
-
-def secret(name: str, where: str, data: dict[str, str]) -> str:
-    return json.dumps(
-        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": where}, "stringData": data}
-    )
-
-
-def config_map(name: str, where: str, data: dict[str, str]) -> str:
-    return json.dumps(
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": where}, "data": data}
-    )
-
-
-def check_programs(docker: str) -> None:
-    """Raises BadInput that names every missing program and how to get it."""
-    missing = [name for name in PROGRAMS if shutil.which(docker if name == "docker" else name) is None]
-    if missing:
-        raise BadInput("missing: " + "; ".join(f"{name} ({PROGRAMS[name]})" for name in missing) + ".")
-    if subprocess.run([docker, "info"], capture_output=True, check=False).returncode:
-        raise BadInput("docker does not answer; start it, or give this user access to it.")
 
 
 def say(text: str) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from rpl.demo.cluster import CHART, LOCAL, PROGRAMS, TARGETS, WEB_ADDRESS, Settings, check_programs, described, run
+from rpl.demo.cluster import CHART, LOCAL, TARGETS, WEB_ADDRESS, Settings, described
+from rpl.demo.programs import PROGRAMS, check_programs, run
 from rpl.errors import BadInput, TryAgain
 
 

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import pytest
 
-from rpl.demo.cluster import Cluster, Settings, check_programs, prepare, run
+from rpl.demo.cluster import Cluster, Settings, prepare
+from rpl.demo.programs import check_programs, run
 from rpl.errors import BadInput
 
 # The one time in any output is when a picture was fetched; with it fixed, two runs can be compared by their bytes.

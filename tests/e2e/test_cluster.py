@@ -80,7 +80,19 @@ def test_gpu_stages_ran_on_the_gpu_node_and_no_others(cluster: Cluster, calm: st
 
 def test_argo_get_reads_well(cluster: Cluster, calm: str) -> None:
     text = cluster.argo("get", calm, "--no-color")
-    for words in ("Progress: ", "run: calm", "start", "boxes(0:0)", "rounds", "round-1", "round-2", "learn", "novel", "report", "finish"):
+    for words in (
+        "Progress: ",
+        "run: calm",
+        "start",
+        "boxes(0:0)",
+        "rounds",
+        "round-1",
+        "round-2",
+        "learn",
+        "novel",
+        "report",
+        "finish",
+    ):
         assert words in " ".join(text.split()), text
     annotations = json.loads(cluster.argo("get", calm, "-o", "json"))["status"]["storedWorkflowTemplateSpec"]
     assert annotations["arguments"]["parameters"][0]["description"]
