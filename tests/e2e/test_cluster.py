@@ -176,11 +176,3 @@ def test_a_tick_of_the_schedule_sources_again(cluster: Cluster, calm: str) -> No
         assert json.loads(run.store.read("outcome.json"))["outcome"] == "Succeeded"
     kept = cluster.kubectl("-n", NAMESPACE, "get", "cronworkflow", "rpl-again", "-o", "json")
     assert json.loads(kept)["spec"]["concurrencyPolicy"] == "Forbid"
-
-
-def test_the_chart_tests_itself_and_leaves_without_a_trace(cluster: Cluster, calm: str) -> None:
-    cluster.helm("test", "rpl", "--timeout", "120s")
-    cluster.helm("uninstall", "rpl", "--wait")
-    kinds = "workflowtemplates,cronworkflows,serviceaccounts,configmaps,roles,rolebindings,networkpolicies"
-    left = cluster.kubectl("-n", NAMESPACE, "get", kinds, "-l", "app.kubernetes.io/name=rpl", "-o", "name")
-    assert left.strip() == ""
