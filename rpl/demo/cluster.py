@@ -95,7 +95,8 @@ class Cluster:
         return run("argo", "--context", self.settings.context, "-n", NAMESPACE, *arguments)
 
     def helm(self, *arguments: str) -> str:
-        return run("helm", "--kube-context", self.settings.context, "-n", NAMESPACE, *arguments)
+        # quiet: it remarks on every symbolic link that it follows
+        return run("helm", "--kube-context", self.settings.context, "-n", NAMESPACE, *arguments, quiet=True)
 
     def apply(self, text: str) -> None:
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text, quiet=True)
