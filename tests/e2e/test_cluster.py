@@ -80,7 +80,18 @@ def test_gpu_stages_ran_on_the_gpu_node_and_no_others(cluster: Cluster, calm: st
 
 def test_argo_get_reads_well(cluster: Cluster, calm: str) -> None:
     text = " ".join(cluster.argo("get", calm, "--no-color").split())
-    for words in ("Progress: ", "run: calm", "start", "boxes(0:0)", "rounds", "learn", "novel", "report", "finish"):
+    for words in (
+        "Progress: ",
+        "run: calm",
+        "start",
+        "boxes(0:0)",
+        "round-1",
+        "round-2",
+        "learn",
+        "novel",
+        "report",
+        "finish",
+    ):
         assert words in text, text
     installed = json.loads(cluster.kubectl("-n", NAMESPACE, "get", "workflowtemplate", "rpl-run", "-o", "json"))
     parameters = installed["spec"]["arguments"]["parameters"]
