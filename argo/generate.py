@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Size:
-    """What a pod asks for, and what it may take. A pod that needs more is killed and tried again elsewhere."""
+    """What a pod asks for, and what it may take. One that needs more memory is killed, and not tried again."""
 
     cpu: str = "250m"
     memory: str = "512Mi"

@@ -40,7 +40,6 @@ import re  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable, Mapping  # noqa: E402
-from contextlib import nullcontext  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, NoReturn  # noqa: E402
 
@@ -165,7 +164,7 @@ def _run_stage(stage: str, run_uri: str, round_text: str | None, shard_text: str
     commits = os.environ.get("RANK", "0") == "0"  # under torchrun all ranks work, and the first one writes and reports
     try:
         for shard in shards:
-            with observed(run, node, shard) if commits else nullcontext() as on_progress:
+            with observed(run, node, shard) if commits else contextlib.nullcontext() as on_progress:
                 reporter = Reporter(on_progress=_told_to(on_progress, _workflow_progress()))
                 outcome = run_shard(run, node, shard, reporter, commits=commits)
             reporter.say(f"{node.path} {shard}: {outcome}")

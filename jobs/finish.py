@@ -30,8 +30,8 @@ def main(run_uri: str, status: str, seconds: float | None) -> None:
 def _finish(run_uri: str, status: str, seconds: float | None) -> None:
     from rpl.metrics import RunOutcome, delete_groups, delete_stale_groups, push_run, run_outcome
     from rpl.report.summary import summary_table
-    from rpl.stage import Run
-    from rpl.workflow import close, exists
+    from rpl.stage import Run, run_exists
+    from rpl.workflow import close
 
     failures = _failures(os.environ.get("RPL_FAILURES", ""))
     for failure in failures:
@@ -39,7 +39,7 @@ def _finish(run_uri: str, status: str, seconds: float | None) -> None:
     succeeded, now = status == "Succeeded", time.time()
     delete_groups(run_uri)  # of its stages; what they say from now on is not news
     delete_stale_groups(STALE_AFTER_S)
-    if not exists(run_uri):
+    if not run_exists(run_uri):
         push_run(run_uri, RunOutcome(succeeded=succeeded, finished=now, seconds=seconds))
         click.echo(f"{run_uri}: was never begun; {status}.", err=True)
         return

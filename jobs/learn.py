@@ -27,8 +27,8 @@ def _ranks() -> int:
 
 
 if __name__ == "__main__":
-    if _ranks() > 1:
+    if (count := _ranks()) > 1:
         from rpl.launch import run_ranks
 
-        sys.exit(run_ranks(_ranks(), "jobs.learn", sys.argv[1:]))
+        sys.exit(run_ranks(count, "jobs.learn", sys.argv[1:]))
     main()

@@ -13,8 +13,8 @@ from pathlib import Path
 from rpl.errors import BadInput
 from rpl.manifests import Manifest
 from rpl.rounds import STAGES, Edge
-from rpl.stage import Run
-from rpl.store import ObjectInfo, open_store
+from rpl.stage import Run, run_exists
+from rpl.store import ObjectInfo
 
 REPORT_MANIFEST = re.compile(r"report/\d+-of-\d+\.[0-9a-f]{16}\.json")
 _EDGES = {edge.name: edge for edge in STAGES["report"].once or ()}
@@ -74,7 +74,7 @@ def previous_run(uri: str) -> Finished:
     Raises:
         BadInput: it is not there any more, or not finished.
     """
-    is_there = open_store(uri).stat("config.yaml") is not None
+    is_there = run_exists(uri)
     found = finished(Run(uri)) if is_there else None
     if found is None:
         problem = "is not finished; finish it" if is_there else "is not there any more; bring it back"

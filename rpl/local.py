@@ -14,10 +14,8 @@ from rpl.errors import BadInput
 from rpl.manifests import base_accuracy
 from rpl.progress import Reporter
 from rpl.rounds import AFTER_ROUNDS, BEFORE_ROUNDS, NOVEL, Node, goes_on, round_nodes
-from rpl.stage import Run, run_shard
+from rpl.stage import CONFIG, Run, run_shard
 from rpl.store import open_store
-
-CONFIG = "config.yaml"
 
 
 def create_run(config: RunConfig) -> Run:

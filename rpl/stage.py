@@ -16,6 +16,7 @@ import errno
 import hashlib
 import importlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -24,7 +25,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,14 @@ from rpl.progress import Progress, Reporter
 from rpl.rounds import STAGES, Node, edges, goes_on, shard_key, sources
 from rpl.store import Store, open_store
 
+CONFIG = "config.yaml"
+"""The settings of a run, frozen at its start; where it lies, there is a run."""
+
+
+def run_exists(uri: str) -> bool:
+    """Whether a run was begun at `uri`."""
+    return open_store(uri).stat(CONFIG) is not None
+
 
 class Run:
     """A run in a store: its frozen configuration and what has been committed."""
@@ -57,10 +66,9 @@ class Run:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.store: Store = open_store(uri)
-        found = self.store.stat("config.yaml")
-        if found is None:
-            raise BadInput(f"{uri}: holds no run (config.yaml is missing); start one with `rpl run --config FILE`.")
-        self.config: RunConfig = parse_config(self.store.read("config.yaml").decode(), f"{uri}/config.yaml")
+        if self.store.stat(CONFIG) is None:
+            raise BadInput(f"{uri}: holds no run ({CONFIG} is missing); start one with `rpl run --config FILE`.")
+        self.config: RunConfig = parse_config(self.store.read(CONFIG).decode(), f"{uri}/{CONFIG}")
         self._found: dict[str, Manifest] = {}
         # Digests reach back to the first stage, over several paths; each is taken once. A run's inputs from outside
         # are looked at once per Run: open a new one to notice that they changed.
@@ -88,18 +96,25 @@ class Run:
         found = [self.manifest(node, shard) for shard in self.shards(node)]
         return None if None in found else [manifest for manifest in found if manifest is not None]
 
+    def embedded_rounds(self) -> Iterator[Manifest]:
+        """The manifest of `embed`, with its accuracies, of each round from 1 on, up to the first that has none."""
+        for number in itertools.count(1):
+            embedded = self.manifests(Node("embed", number))
+            if embedded is None:
+                return
+            yield embedded[0]
+
     def last_round(self) -> int | None:
         """The number of rounds this run takes, once known: None while a round is still to be run."""
         accuracies: list[float | None] = []
         rounds = self.config.rounds
-        while True:
-            number = len(accuracies) + 1
-            embedded = self.manifests(Node("embed", number))
-            if embedded is None or self.manifests(Node("curate", number)) is None:
+        for number, embedded in enumerate(self.embedded_rounds(), start=1):
+            if self.manifests(Node("curate", number)) is None:
                 return None
-            accuracies.append(base_accuracy(embedded[0]))
+            accuracies.append(base_accuracy(embedded))
             if not goes_on(accuracies, rounds.max_rounds, rounds.min_gain):
                 return number
+        return None
 
     def expected(self, node: Node, shard: Shard) -> Work:
         """The work that `node`'s `shard` is today.

@@ -5,6 +5,7 @@ Knows runs and their graph, and nothing of any engine: it is told names and text
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from datetime import datetime, timezone
@@ -13,16 +14,16 @@ from typing import Any
 from rpl.again import PROMPTS, create_run_after, latest_finished
 from rpl.config import RunConfig, absolute, parse_config
 from rpl.errors import BadInput
-from rpl.local import CONFIG, NodeStatus, create_run, status
+from rpl.local import NodeStatus, create_run, status
 from rpl.manifests import base_accuracy
 from rpl.outside import outside_files
 from rpl.rounds import Node, goes_on
-from rpl.stage import Run
-from rpl.store import exists_uri, open_store, read_uri
+from rpl.stage import Run, run_exists
+from rpl.store import exists_uri, read_uri
 
 OUTCOME = "outcome.json"
-PUBLISHED = {"index.html": "index.html", "summary.json": "summary.json"}
-"""Copies of the report's files at the top of the run, where a person looks for them: name there → name in the run."""
+PUBLISHED = ("index.html", "summary.json")
+"""The report's files that are copied to the top of the run, where a person looks for them."""
 
 _FIRST_STAGES = ("crop", "encode", "index")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -59,7 +60,7 @@ def begin_after(uri: str, base: str) -> Run:
         BadInput: the name is wrong, or none of those runs is finished.
     """
     _check_name(uri)
-    if exists(uri):
+    if run_exists(uri):
         run = Run(uri)
         if run.config.previous is not None and run.store.stat(PROMPTS) is None:  # killed between making it and these
             run = create_run_after(Run(run.config.previous), uri)
@@ -70,12 +71,9 @@ def begin_after(uri: str, base: str) -> Run:
 
 def another_round(run: Run, number: int) -> bool:
     """Whether a round follows round `number`. Raises BadInput where a round up to it is not finished."""
-    accuracies = []
-    for earlier in range(1, number + 1):
-        embedded = run.manifests(Node("embed", earlier))
-        if embedded is None:
-            raise BadInput(f"{run.uri}: round {earlier} is not finished; run its stages first.")
-        accuracies.append(base_accuracy(embedded[0]))
+    accuracies = [base_accuracy(embedded) for embedded in itertools.islice(run.embedded_rounds(), number)]
+    if len(accuracies) < number:
+        raise BadInput(f"{run.uri}: round {len(accuracies) + 1} is not finished; run its stages first.")
     return goes_on(accuracies, run.config.rounds.max_rounds, run.config.rounds.min_gain)
 
 
@@ -96,15 +94,10 @@ def close(run: Run, outcome: str, failures: list[dict[str, str]]) -> dict[str, A
         "failures": failures[:_MOST_FAILURES],
     }  # fmt: skip
     if reported:
-        for target, name in PUBLISHED.items():
-            run.store.write(target, run.local(reported[0].files[name]).read_bytes())
+        for name in PUBLISHED:
+            run.store.write(name, run.local(reported[0].files[name]).read_bytes())
     run.store.write(OUTCOME, json.dumps(published, indent=1, ensure_ascii=False).encode())
     return published
-
-
-def exists(uri: str) -> bool:
-    """Whether a run was begun at `uri`."""
-    return open_store(uri).stat(CONFIG) is not None
 
 
 def _stage(row: NodeStatus) -> dict[str, Any]:

@@ -41,16 +41,8 @@ def load(text: str) -> list[Any]:
 
 
 def copy_chart(folder: Path) -> Path:
-    """The chart in `folder`, its link to argo/ followed; stand-ins for alerts and dashboard where there are none."""
-    chart = Path(shutil.copytree(CHART, folder / "rpl"))
-    files = chart / "files"
-    files.mkdir(exist_ok=True)
-    if not (files / "alerts.yaml").exists():
-        rule = "{alert: A, expr: up == 0, annotations: {summary: '{{ $labels.run }}'}}"
-        (files / "alerts.yaml").write_text(f"groups:\n  - name: rpl\n    rules:\n      - {rule}\n")
-    if not (files / "dashboard.json").exists():
-        (files / "dashboard.json").write_text('{"uid": "rpl", "title": "{{run}}"}\n')
-    return chart
+    """The chart in `folder`, its link to argo/ followed."""
+    return Path(shutil.copytree(CHART, folder / "rpl"))
 
 
 def helm(*args: str | Path) -> subprocess.CompletedProcess[str]:

@@ -543,15 +543,15 @@ def test_no_keys_at_all(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_keys_that_may_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = s3_server._identities
+    everything = s3_server.identities
 
-    def and_a_reader(settings: Any) -> dict[str, Any]:
-        identities = everything(settings)
+    def and_a_reader(access_key: str, secret_key: str) -> dict[str, Any]:
+        identities = everything(access_key, secret_key)
         keys = [{"accessKey": "READER", "secretKey": "reader's secret"}]
         identities["identities"].append({"name": "reader", "credentials": keys, "actions": ["Read", "List"]})
         return identities
 
-    monkeypatch.setattr(s3_server, "_identities", and_a_reader)
+    monkeypatch.setattr(s3_server, "identities", and_a_reader)
     with S3Server(tmp_path / "server", bucket="shared") as server:
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)

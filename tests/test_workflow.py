@@ -16,9 +16,9 @@ from rpl.config import RunConfig, absolute, dump_config, load_config
 from rpl.errors import BadInput
 from rpl.local import run_all
 from rpl.rounds import Node
-from rpl.stage import Run
+from rpl.stage import Run, run_exists
 from rpl.store import open_store
-from rpl.workflow import another_round, begin, begin_after, close, exists
+from rpl.workflow import another_round, begin, begin_after, close
 from tests.fake_stages import QUIET, FakeStages, do, make_config
 
 
@@ -64,7 +64,7 @@ def test_a_broken_configuration_is_told_at_once_and_nothing_is_begun(tmp_path: P
     assert (result.returncode, result.stderr) == (
         2, f"Error: {config}: unknown key 'sede'; remove it or correct its spelling.\n",
     )  # fmt: skip
-    assert not exists(uri)
+    assert not run_exists(uri)
     assert not (tmp_path / "out").exists()
 
 
@@ -74,7 +74,7 @@ def test_a_file_that_is_not_there_is_told_at_once(tmp_path: Path, config: Path, 
     with pytest.raises(BadInput) as caught:
         begin(f"{tmp_path}/runs/first", str(config))
     assert str(caught.value) == f"{tmp_path}/{place}: does not exist; correct the place in {config}."
-    assert not exists(f"{tmp_path}/runs/first")
+    assert not run_exists(f"{tmp_path}/runs/first")
 
 
 @pytest.mark.parametrize("name", ["a b", "-x", "ä", "x" * 101, "{{workflow.name}}", "a;b"])

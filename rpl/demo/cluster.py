@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from rpl.config import dump_config
+from rpl.demo import s3
 from rpl.demo.objects import config_map, namespace, secret, service_account
 from rpl.demo.programs import check_programs, has_image, run, wait_for_port
 from rpl.demo.run import demo_config
@@ -40,8 +41,6 @@ NAMESPACE = "rpl"
 SERVICES = "rpl-local"
 BUCKET = "rpl"
 WEB_ADDRESS = "10.96.111.111"  # of the web's service, inside kind's range
-S3_ENDPOINT = f"http://s3.{SERVICES}:8333"
-REGION = "us-east-1"
 SEED = 0
 
 ENDED = ("Succeeded", "Failed", "Error")
@@ -158,21 +157,22 @@ class Cluster:
 
     def build_images(self) -> dict[str, str]:
         """Name → reference, tagged by content, so that a changed image is a new one to the cluster."""
-        built = {target: self._build(target, "images/Dockerfile", ".", "--target", target) for target in TARGETS}
+        index = self.settings.torch_index
+        options = ["--build-arg", f"TORCH_INDEX={index}"] if index else []
+        built = {name: self._build(name, "images/Dockerfile", ".", "--target", name, *options) for name in TARGETS}
         web = self.world / "web"
         light = built["light"]
         built["web"] = self._build("web", "images/demo-web.Dockerfile", str(web), "--build-arg", f"LIGHT={light}")
         return built
 
     def _build(self, name: str, file: str, context: str, *options: str) -> str:
-        settings = self.settings
-        index = ["--build-arg", f"TORCH_INDEX={settings.torch_index}"] if settings.torch_index else []
+        docker = self.settings.docker
         image = run(
-            settings.docker, "build", "-q", "-f", file, *options, *index, context,
+            docker, "build", "-q", "-f", file, *options, context,
             quiet=True, cwd=ROOT, env={"DOCKER_BUILDKIT": "1"},
         ).strip()  # fmt: skip
         reference = f"rpl-{name}:{image.removeprefix('sha256:')[:12]}"
-        run(settings.docker, "tag", image, reference, quiet=True)
+        run(docker, "tag", image, reference, quiet=True)
         return reference
 
     @property
@@ -192,14 +192,14 @@ class Cluster:
         """The S3 server, the web, Pushgateway and Prometheus; the S3 server's keys."""
         self.apply(namespace(SERVICES))
         keys = self._keys()
-        identities = [{"name": "rpl", "actions": ["Admin", "Read", "Write", "List", "Tagging"], "credentials": [
-            {"accessKey": keys["AWS_ACCESS_KEY_ID"], "secretKey": keys["AWS_SECRET_ACCESS_KEY"]}]}]  # fmt: skip
-        self.apply(secret("s3-keys", SERVICES, {"keys.json": json.dumps({"identities": identities})}))
+        users = s3.identities(keys["AWS_ACCESS_KEY_ID"], keys["AWS_SECRET_ACCESS_KEY"])
+        self.apply(secret("s3-keys", SERVICES, {"keys.json": json.dumps(users)}))
         rules = CHART / "files" / "alerts.yaml"
         config = {"prometheus.yml": (LOCAL / "prometheus.yml").read_text(), "alerts.yaml": rules.read_text()}
         self.apply(config_map("prometheus", SERVICES, config))
         text = (LOCAL / "services.yaml").read_text()
         values = {f"image-{name}": reference for name, reference in images.items()} | {"web-address": WEB_ADDRESS}
+        values["s3-options"] = ", ".join(s3.OPTIONS)
         self.apply(re.sub(r"\$\(([a-z0-9-]+)\)", lambda match: values[match[1]], text))
         for name in ("s3", "web", "pushgateway", "prometheus"):
             self.kubectl("-n", SERVICES, "rollout", "status", f"deploy/{name}", "--timeout=300s", quiet=True)
@@ -211,8 +211,7 @@ class Cluster:
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             keys = {"AWS_ACCESS_KEY_ID": secrets.token_hex(10), "AWS_SECRET_ACCESS_KEY": secrets.token_urlsafe(30)}
-            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-                json.dump(keys, stream)
+            s3.write_private(file, json.dumps(keys))
         found: dict[str, str] = json.loads(file.read_text())
         return found
 
@@ -230,10 +229,10 @@ class Cluster:
     @contextmanager
     def s3(self) -> Iterator[None]:
         """Within, this process reaches the cluster's S3 server in the usual variables."""
+        keys = self._keys()
         with self.forwarded("s3", 8333) as port:
-            here = {**self._keys(), "AWS_REGION": REGION, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-                    "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}", "AWS_SESSION_TOKEN": "",
-                    "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # fmt: skip
+            endpoint = f"http://{s3.HOST}:{port}"
+            here = s3.environment(endpoint, keys["AWS_ACCESS_KEY_ID"], keys["AWS_SECRET_ACCESS_KEY"])
             before = {name: os.environ.get(name) for name in here}
             os.environ.update(here)
             try:

@@ -80,17 +80,7 @@ class S3Server:
     def environment(self) -> dict[str, str]:
         """Variables by which any AWS SDK, this project's stores included, reaches this server and no other."""
         settings = self._known()
-        no_proxy = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), HOST)))
-        return {
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ENDPOINT_URL_S3": self.endpoint,  # would win over the one above if the user had set it
-            "AWS_ACCESS_KEY_ID": settings.access_key,
-            "AWS_SECRET_ACCESS_KEY": settings.secret_key,
-            "AWS_SESSION_TOKEN": "",  # a token of the user's own account does not belong to these keys
-            "AWS_REGION": REGION,
-            "NO_PROXY": no_proxy,
-            "no_proxy": no_proxy,
-        }
+        return environment(self.endpoint, settings.access_key, settings.secret_key)
 
     def start(self) -> None:
         """Start the server and wait until it takes objects.
@@ -149,7 +139,7 @@ class S3Server:
     def _launch(self, program: str, lock: int) -> subprocess.Popen[bytes]:
         settings = self._known()
         keys = self._directory / "keys.json"
-        _write_private(keys, json.dumps(_identities(settings)))
+        write_private(keys, json.dumps(identities(settings.access_key, settings.secret_key)))
         data = self._directory / "data"
         data.mkdir(exist_ok=True)
         # AWS_* and S3_* would give the server keys and buckets of its own.
@@ -187,6 +177,40 @@ class S3Server:
         client.delete_object(Bucket=self.bucket, Key=".ready")
 
 
+def environment(endpoint: str, access_key: str, secret_key: str) -> dict[str, str]:
+    """Variables by which any AWS SDK reaches a server on loopback with these keys, and no other."""
+    no_proxy = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), HOST)))
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ENDPOINT_URL_S3": endpoint,  # would win over the one above if the user had set it
+        "AWS_ACCESS_KEY_ID": access_key,
+        "AWS_SECRET_ACCESS_KEY": secret_key,
+        "AWS_SESSION_TOKEN": "",  # a token of the user's own account does not belong to these keys
+        "AWS_REGION": REGION,
+        "NO_PROXY": no_proxy,
+        "no_proxy": no_proxy,
+    }
+
+
+def identities(access_key: str, secret_key: str) -> dict[str, Any]:
+    """What the server's keys file holds: one user, who may do everything."""
+    keys = [{"accessKey": access_key, "secretKey": secret_key}]
+    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    return {"identities": [{"name": "rpl", "credentials": keys, "actions": actions}]}
+
+
+OPTIONS = (
+    "-s3.autoCreateBucket=false",    # else a bucket that is not there answers like an empty one
+    "-disableHttp",                  # else the filer's port hands out everything without keys
+    # A resumed leader sometimes keeps writers waiting for 5 to 16 s. One master needs no memory: the disk's volumes are
+    # told to it before it places anything.
+    "-master.resumeState=false",
+    "-volume.preStopSeconds=0", "-master.telemetry=false",
+    "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
+)  # fmt: skip
+"""How the server behaves, wherever it listens."""
+
+
 def _program() -> str:
     here = Path(sysconfig.get_path("scripts")) / "weed"
     found = str(here) if here.exists() else shutil.which("weed")
@@ -202,22 +226,9 @@ def _command(program: str, data: Path, keys: Path, ports: dict[str, int]) -> lis
     listening = [f"-{service}.port={port}" for service, port in ports.items()]
     return [
         program, "-logtostderr", "mini", f"-dir={data}", f"-ip={HOST}", f"-ip.bind={HOST}", *listening,
-        f"-s3.config={keys}",            # with no keys file everything is open to everybody
-        "-s3.autoCreateBucket=false",    # else a bucket that is not there answers like an empty one
-        "-disableHttp",                  # else the filer's port hands out everything without keys
-        # A resumed leader sometimes keeps writers waiting for 5 to 16 s. One master needs no memory: the disk's volumes
-        # are told to it before it places anything.
-        "-master.resumeState=false",
-        "-volume.preStopSeconds=0", "-master.telemetry=false",
-        "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
+        f"-s3.config={keys}",  # with no keys file everything is open to everybody
+        *OPTIONS,
     ]  # fmt: skip
-
-
-def _identities(settings: _Settings) -> dict[str, Any]:
-    keys = [{"accessKey": settings.access_key, "secretKey": settings.secret_key}]
-    return {
-        "identities": [{"name": "rpl", "credentials": keys, "actions": ["Admin", "Read", "Write", "List", "Tagging"]}]
-    }
 
 
 def _settings(directory: Path) -> _Settings:
@@ -231,7 +242,7 @@ def _settings(directory: Path) -> _Settings:
         raise BadInput(f"{file}: cannot be read as settings; delete {directory} to start with an empty one.") from error
     if set(kept.ports) != set(_SERVICES) or not all(_is_free(port) for port in kept.ports.values()):
         kept = _Settings(kept.access_key, kept.secret_key, _free_ports())
-        _write_private(file, json.dumps(asdict(kept), indent=1))
+        write_private(file, json.dumps(asdict(kept), indent=1))
     return kept
 
 
@@ -280,7 +291,7 @@ def _remove_sockets(ports: dict[str, int]) -> None:
                 file.unlink(missing_ok=True)
 
 
-def _write_private(file: Path, text: str) -> None:
+def write_private(file: Path, text: str) -> None:
     """Write a file that nobody else may read, at no moment."""
     file.unlink(missing_ok=True)
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:

@@ -5,7 +5,7 @@ What a shard computed is read from its manifest alone, so a shard that was found
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -80,7 +80,7 @@ def run_outcome(run: Run, *, succeeded: bool, finished: float, seconds: float | 
     """
     ended_so = RunOutcome(succeeded=succeeded, finished=finished, seconds=seconds)
     try:
-        rounds = list(_measured_rounds(run))
+        rounds = list(run.embedded_rounds())
         curated = run.manifests(Node("curate", "novel")) or []
     except RplError:  # what broke the run, a missing file say, may well be in the way here too
         return ended_so
@@ -113,14 +113,6 @@ def run_metrics(outcome: RunOutcome) -> list[Sample]:
 def known(metric: Metric, value: float | None, **labels: str) -> list[Sample]:
     """The value as a list of one; of none where it is not known."""
     return [] if value is None else [metric(value, **labels)]
-
-
-def _measured_rounds(run: Run) -> Iterator[Manifest]:
-    for number in range(1, run.config.rounds.max_rounds + 1):
-        embedded = run.manifests(Node("embed", number))
-        if embedded is None:
-            return
-        yield embedded[0]
 
 
 Facts = Mapping[str, Any]

@@ -64,7 +64,7 @@ def test_pods_are_named_as_a_run_names_them() -> None:
 
 def test_the_services_use_the_images_that_are_built_and_nothing_without_bounds() -> None:
     text = (LOCAL / "services.yaml").read_text(encoding="utf-8")
-    names = {*(f"image-{target}" for target in (*TARGETS, "web")), "web-address"}
+    names = {*(f"image-{target}" for target in (*TARGETS, "web")), "web-address", "s3-options"}
     items = YAML(typ="safe", pure=True).load(text)["items"]
     used = {word.partition(")")[0] for word in text.split("$(")[1:]}
     assert used <= names

@@ -10,6 +10,7 @@ import secrets
 import time
 import urllib.request
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -41,12 +42,17 @@ def contents(cluster: Cluster, name: str) -> dict[str, dict[str, str]]:
         return found
 
 
+def ask(cluster: Cluster, service: str, port: int, path: str) -> Any:
+    """The data of a JSON answer of Prometheus' or the Pushgateway's API."""
+    with cluster.forwarded(service, port) as local:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://127.0.0.1:{local}/api/v1/{path}", timeout=10) as answer:
+            return json.load(answer)["data"]
+
+
 def ask_prometheus(cluster: Cluster, query: str) -> list[dict[str, Any]]:
-    with cluster.forwarded("prometheus", 9090) as port:
-        url = f"http://127.0.0.1:{port}/api/v1/query?query={urllib.request.quote(query)}"  # type: ignore[attr-defined]
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=10) as answer:
-            found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
-            return found
+    found: list[dict[str, Any]] = ask(cluster, "prometheus", 9090, f"query?query={quote(query)}")["result"]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +113,7 @@ def test_prometheus_knows_how_the_run_ended_and_no_stage_is_left(cluster: Cluste
     assert [each["value"][1] for each in found] == ["1"]
     seen = ask_prometheus(cluster, 'count by (stage) (last_over_time(rpl_stage_duration_seconds{run="calm"}[30m]))')
     assert {each["metric"]["stage"] for each in seen} >= {"learn", "download", "encode", "crop"}
-    with cluster.forwarded("pushgateway", 9091) as port:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://127.0.0.1:{port}/api/v1/metrics", timeout=10) as answer:
-            groups = [group["labels"] for group in json.load(answer)["data"]]
+    groups = [group["labels"] for group in ask(cluster, "pushgateway", 9091, "metrics")]
     assert {"job": "rpl", "run": "calm"} in groups
     assert not [group for group in groups if group.get("run") == "calm" and "stage" in group]
 
