@@ -55,7 +55,8 @@ def read_annotations(uri: str) -> Annotations:
 
     Raises:
         BadInput: not whole JSON, no images, boxes or categories, or one of: a repeated id, an image or category that
-            is not listed, a bbox that is no four numbers, has no area, or leaves its image by more than 1 pixel.
+            is not listed, a bbox that is no four numbers, has a negative side, or leaves its image by more than 1
+            pixel. Sides of 0 are let through, since COCO's own training file has two; sampling drops such boxes.
     """
     columns = _Columns(uri)
     with open_uri(uri) as stream:
@@ -177,11 +178,12 @@ def _check_references(annotations: Annotations, image_ids: Ints) -> None:
 def _check_boxes(annotations: Annotations) -> None:
     x, y, w, h = annotations.boxes.T
     width, height = annotations.sizes[annotations.images].T
-    for row in _first((w <= 0) | (h <= 0)):
-        raise BadInput(f"{_box_name(annotations, row)} has no area; correct its bbox or remove it.")
+    for row in _first((w < 0) | (h < 0)):
+        raise BadInput(f"{_box_name(annotations, row)} has a negative side; correct its bbox or remove it.")
     inside = (x >= -OUTSIDE_PX) & (y >= -OUTSIDE_PX) & (x + w <= width + OUTSIDE_PX) & (y + h <= height + OUTSIDE_PX)
     touches = (x < width) & (y < height) & (x + w > 0) & (y + h > 0)
-    for row in _first(~(inside & touches)):
+    is_empty = (w == 0) | (h == 0)
+    for row in _first(~(inside & (touches | is_empty))):
         name = annotations.file_names[annotations.images[row]][0]
         raise BadInput(
             f"{_box_name(annotations, row)} lies outside its image {name} of {width[row]} x {height[row]} pixels; "

@@ -104,6 +104,13 @@ def test_a_real_lvis_file() -> None:
     assert all(category.description for category in ours.categories)
 
 
+@pytest.mark.parametrize("box", [[40, 30, 0, 0], [9.98, 18.56, 5.54, 0.0]])
+def test_a_side_of_nothing_is_for_sampling_to_drop(tmp_path: Path, box: list[float]) -> None:
+    content = copy.deepcopy(COCO)
+    content["annotations"][0]["bbox"] = box
+    assert read(tmp_path, content).boxes[1].tolist() == box
+
+
 @pytest.mark.parametrize("box", [[-0.9, 0, 10, 10], [31, 21, 10, 10], [0, 0, 40.99, 30.5]])
 def test_a_box_may_stick_out_by_a_pixel(tmp_path: Path, box: list[float]) -> None:
     content = copy.deepcopy(COCO)
@@ -137,12 +144,13 @@ BAD: list[tuple[Callable[[Any], Any], str]] = [
         "the image's size.",
     ),
     (
-        change("annotations", 1, bbox=[1, 2, 0, 5]),
-        "annotation 10 with bbox [1, 2, 0, 5] has no area; correct its bbox or remove it.",
+        change("annotations", 1, bbox=[9, 9, -3, 5]),
+        "annotation 10 with bbox [9, 9, -3, 5] has a negative side; correct its bbox or remove it.",
     ),
     (
-        change("annotations", 1, bbox=[9, 9, -3, 5]),
-        "annotation 10 with bbox [9, 9, -3, 5] has no area; correct its bbox or remove it.",
+        change("annotations", 1, bbox=[9, 200, 3, 0]),
+        "annotation 10 with bbox [9, 200, 3, 0] lies outside its image dir/a.jpg of 100 x 100 pixels; correct its bbox "
+        "or the image's size.",
     ),
     (change("annotations", 1, bbox=[1, 2, float("nan"), 5]), f"annotation 10 has bbox [1, 2, nan, 5]; {NO_NUMBERS}"),
     (change("annotations", 1, bbox=[1, 2, float("inf"), 5]), f"annotation 10 has bbox [1, 2, inf, 5]; {NO_NUMBERS}"),

@@ -81,6 +81,14 @@ def test_the_area_test_is_on_the_box_before_widening() -> None:
     assert (ids(selection, Fate.SMALL), ids(selection, Fate.SUB_PIXEL)) == ({1}, {3})
 
 
+def test_a_box_without_area_is_never_a_crop() -> None:
+    flat = [(1, 1, [10, 10, 4, 0]), (2, 1, [10, 10, 0, 5]), (3, 1, [100, 100, 0, 0])]
+    boxes = annotations([*flat, (4, 1, BOX)])
+    for area, fate in ((20, Fate.SMALL), (0, Fate.SUB_PIXEL)):
+        (selection,) = select_boxes(boxes, None, CATEGORIES, settings(min_area=area), 0)
+        assert ids(selection, fate) == {1, 2, 3}
+
+
 def test_at_most_so_many_per_category() -> None:
     train = annotations(many(1, 500) + many(2, 50, 1000))
     val = annotations(many(1, 90) + many(3, 30, 1000))
