@@ -47,7 +47,7 @@ def main() -> None:
     bank = PromptBank(clip.text, tokens)
     views = _views(clip, bank)
     steps = len(views) // BATCH * EPOCHS
-    held = torch.from_numpy(hold_out(views.labels.cpu().numpy(), Learn().holdout, 0)).to(device)
+    held = torch.from_numpy(hold_out(views.labels.numpy(), Learn().holdout, 0))
     train, holdout = views.select(~held).balanced(1.0), views.select(held).balanced(1.0)
     del views
     starts = initial_contexts(Learn().starts, 2, clip.text.width, 0)
