@@ -11,7 +11,7 @@ import math
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -46,17 +46,21 @@ class Annotations:
     category_ids: Ints
     boxes: Floats
     """[N, 4]: x, y, width, height in pixels, as written."""
+    is_bad: npt.NDArray[np.bool_]
+    """[N]: without area, or outside its image."""
     crowds: int
     """Boxes left out since they stand for many objects (`iscrowd`)."""
 
 
-def read_annotations(uri: str) -> Annotations:
+def read_annotations(uri: str, bad_boxes: Literal["refuse", "drop"] = "refuse") -> Annotations:
     """The boxes in a COCO or LVIS file.
+
+    Args:
+        bad_boxes: whether a box that has no area, or leaves its image by more than 1 pixel, raises or is marked.
 
     Raises:
         BadInput: not whole JSON, no images, boxes or categories, or one of: a repeated id, an image or category that
-            is not listed, a bbox that is no four numbers, has a negative side, or leaves its image by more than 1
-            pixel. Sides of 0 are let through, since COCO's own training file has two; sampling drops such boxes.
+            is not listed, a bbox that is no four numbers; a bad box.
     """
     columns = _Columns(uri)
     with open_uri(uri) as stream:
@@ -67,7 +71,11 @@ def read_annotations(uri: str) -> Annotations:
                 columns.add_image(record)
             elif key == "categories":
                 columns.categories.append(record)
-    return _checked(columns)
+    annotations = _checked(columns)
+    if bad_boxes == "refuse":
+        for row in _first(annotations.is_bad):
+            raise BadInput(_complaint(annotations, row))
+    return annotations
 
 
 def image_places(record: dict[str, Any]) -> tuple[str, ...]:
@@ -143,20 +151,24 @@ def _checked(columns: _Columns) -> Annotations:
             raise BadInput(f"{source}: has no {what!r}; give a COCO or LVIS file with boxes.")
     image_ids, image_order = _sorted_ids(columns.image_ids, "image", source)
     ids, order = _sorted_ids(columns.ids, "annotation", source)
+    box_images = _ints(columns.box_images)[order]
+    images = _rows_of(box_images, image_ids)
+    boxes = np.frombuffer(columns.boxes, np.float64).reshape(-1, 4)[order]
+    sizes = _ints(columns.sizes).reshape(-1, 2)[image_order]
     annotations = Annotations(
         source=source,
         categories=categories_from_records(columns.categories, source),
         image_ids=image_ids,
         file_names=[columns.places[row] for row in image_order],
-        sizes=_ints(columns.sizes).reshape(-1, 2)[image_order],
+        sizes=sizes,
         ids=ids,
-        images=_rows_of(_ints(columns.box_images)[order], image_ids),
+        images=images,
         category_ids=_ints(columns.box_categories)[order],
-        boxes=np.frombuffer(columns.boxes, np.float64).reshape(-1, 4)[order],
+        boxes=boxes,
+        is_bad=_without_area(boxes) | _outside(boxes, sizes[images]),
         crowds=columns.crowds,
     )
-    _check_references(annotations, _ints(columns.box_images)[order])
-    _check_boxes(annotations)
+    _check_references(annotations, box_images)
     return annotations
 
 
@@ -175,25 +187,29 @@ def _check_references(annotations: Annotations, image_ids: Ints) -> None:
         )
 
 
-def _check_boxes(annotations: Annotations) -> None:
-    x, y, w, h = annotations.boxes.T
-    width, height = annotations.sizes[annotations.images].T
-    for row in _first((w < 0) | (h < 0)):
-        raise BadInput(f"{_box_name(annotations, row)} has a negative side; correct its bbox or remove it.")
-    inside = (x >= -OUTSIDE_PX) & (y >= -OUTSIDE_PX) & (x + w <= width + OUTSIDE_PX) & (y + h <= height + OUTSIDE_PX)
-    touches = (x < width) & (y < height) & (x + w > 0) & (y + h > 0)
-    is_empty = (w == 0) | (h == 0)
-    for row in _first(~(inside & (touches | is_empty))):
-        name = annotations.file_names[annotations.images[row]][0]
-        raise BadInput(
-            f"{_box_name(annotations, row)} lies outside its image {name} of {width[row]} x {height[row]} pixels; "
-            "correct its bbox or the image's size."
-        )
+def _without_area(boxes: Floats) -> npt.NDArray[np.bool_]:
+    return (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0)
 
 
-def _box_name(annotations: Annotations, row: int) -> str:
-    box = ", ".join(f"{side:g}" for side in annotations.boxes[row])
-    return f"{annotations.source}: annotation {annotations.ids[row]} with bbox [{box}]"
+def _outside(boxes: Floats, sizes: Ints) -> npt.NDArray[np.bool_]:
+    starts, ends = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    sticks_out = (starts < -OUTSIDE_PX) | (ends > sizes + OUTSIDE_PX)
+    misses = (starts >= sizes) | (ends <= 0)
+    bad = sticks_out | misses
+    return bad[:, 0] | bad[:, 1]
+
+
+def _complaint(annotations: Annotations, row: int) -> str:
+    bbox = ", ".join(f"{side:g}" for side in annotations.boxes[row])
+    box = f"{annotations.source}: annotation {annotations.ids[row]} with bbox [{bbox}]"
+    if _without_area(annotations.boxes[row : row + 1])[0]:
+        return f"{box} has no area; correct its bbox or remove it, or set data.bad_boxes to drop."
+    image = annotations.images[row]
+    name, (width, height) = annotations.file_names[image][0], annotations.sizes[image]
+    return (
+        f"{box} lies outside its image {name} of {width} x {height} pixels; correct its bbox or the image's size, or "
+        "set data.bad_boxes to drop."
+    )
 
 
 def _sorted_ids(values: array[int], what: str, source: str) -> tuple[Ints, Ints]:

@@ -44,6 +44,11 @@ class Data(Section):
         1.0, ge=0, le=10, description="A box is widened by this times its width (height) on each side before cropping."
     )
     min_area: float = Field(20, ge=0, description="Boxes with width x height below this are dropped (pixels).")
+    bad_boxes: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="At a box without area or outside its image: refuse ends the run, drop leaves the box out and "
+        "counts it. COCO's own train2017 has two.",
+    )
     crops_per_category: int = Field(200, ge=1, description="Training crops per category at most, drawn by seed.")
     val_crops_per_category: int = Field(50, ge=1, description="At most so many validation crops per category.")
 

@@ -37,6 +37,8 @@ class Fate(IntEnum):
     """A training box of a novel category, which learning must not see."""
     NOT_DRAWN = 6
     """Beyond the number per category."""
+    BAD = 7
+    """Without area or outside its image, where `bad_boxes` says to go on."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ def _usable(annotations: Annotations, categories: Sequence[Category], data: Data
     fates = np.full(len(rows), Fate.TRAIN, np.uint8)
     fates[(rectangles[:, 2:] <= rectangles[:, :2]).any(axis=1)] = Fate.SUB_PIXEL
     fates[annotations.boxes[:, 2] * annotations.boxes[:, 3] < data.min_area] = Fate.SMALL
+    fates[annotations.is_bad] = Fate.BAD
     fates[rows < 0] = Fate.UNLISTED
     return Selection(annotations, rows, rectangles, fates)
 

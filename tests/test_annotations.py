@@ -9,7 +9,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -35,10 +35,10 @@ COCO: dict[str, Any] = {
 }
 
 
-def read(tmp_path: Path, content: object) -> Annotations:
+def read(tmp_path: Path, content: object, bad_boxes: Literal["refuse", "drop"] = "refuse") -> Annotations:
     file = tmp_path / "boxes.json"
     file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-    return read_annotations(str(file))
+    return read_annotations(str(file), bad_boxes)
 
 
 def test_columns_sorted_by_id_without_crowds(tmp_path: Path) -> None:
@@ -104,11 +104,15 @@ def test_a_real_lvis_file() -> None:
     assert all(category.description for category in ours.categories)
 
 
-@pytest.mark.parametrize("box", [[40, 30, 0, 0], [9.98, 18.56, 5.54, 0.0]])
-def test_a_side_of_nothing_is_for_sampling_to_drop(tmp_path: Path, box: list[float]) -> None:
+@pytest.mark.parametrize(
+    "box", [[9.98, 18.56, 5.54, 0.0], [9, 9, -3, 5], [30, 0, 12, 10], [0, 0, 40, 31.5], [40, 5, 1, 1], [0, -5, 3, 5]]
+)
+def test_bad_boxes_are_marked_where_they_shall_be_dropped(tmp_path: Path, box: list[float]) -> None:
     content = copy.deepcopy(COCO)
     content["annotations"][0]["bbox"] = box
-    assert read(tmp_path, content).boxes[1].tolist() == box
+    read_back = read(tmp_path, content, "drop")
+    assert read_back.boxes[1].tolist() == box
+    assert read_back.is_bad.tolist() == [False, True]
 
 
 @pytest.mark.parametrize("box", [[-0.9, 0, 10, 10], [31, 21, 10, 10], [0, 0, 40.99, 30.5]])
@@ -131,26 +135,27 @@ BAD: list[tuple[Callable[[Any], Any], str]] = [
     (
         change("annotations", 0, bbox=[30, 0, 12, 10]),
         "annotation 12 with bbox [30, 0, 12, 10] lies outside its image b.jpg of 40 x 30 pixels; correct its bbox or "
-        "the image's size.",
+        "the image's size, or set data.bad_boxes to drop.",
     ),
     (
         change("annotations", 0, bbox=[-1.5, 0, 12, 10]),
         "annotation 12 with bbox [-1.5, 0, 12, 10] lies outside its image b.jpg of 40 x 30 pixels; correct its bbox or "
-        "the image's size.",
+        "the image's size, or set data.bad_boxes to drop.",
     ),
     (
         change("annotations", 0, bbox=[40, 5, 1, 1]),
         "annotation 12 with bbox [40, 5, 1, 1] lies outside its image b.jpg of 40 x 30 pixels; correct its bbox or "
-        "the image's size.",
+        "the image's size, or set data.bad_boxes to drop.",
+    ),
+    (
+        change("annotations", 1, bbox=[1, 2, 0, 5]),
+        "annotation 10 with bbox [1, 2, 0, 5] has no area; correct its bbox or remove it, or set data.bad_boxes to "
+        "drop.",
     ),
     (
         change("annotations", 1, bbox=[9, 9, -3, 5]),
-        "annotation 10 with bbox [9, 9, -3, 5] has a negative side; correct its bbox or remove it.",
-    ),
-    (
-        change("annotations", 1, bbox=[9, 200, 3, 0]),
-        "annotation 10 with bbox [9, 200, 3, 0] lies outside its image dir/a.jpg of 100 x 100 pixels; correct its bbox "
-        "or the image's size.",
+        "annotation 10 with bbox [9, 9, -3, 5] has no area; correct its bbox or remove it, or set data.bad_boxes to "
+        "drop.",
     ),
     (change("annotations", 1, bbox=[1, 2, float("nan"), 5]), f"annotation 10 has bbox [1, 2, nan, 5]; {NO_NUMBERS}"),
     (change("annotations", 1, bbox=[1, 2, float("inf"), 5]), f"annotation 10 has bbox [1, 2, inf, 5]; {NO_NUMBERS}"),

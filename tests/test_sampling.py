@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ CATEGORIES = [Category(1, "cat", "", "base"), Category(2, "dog", "", "base"), Ca
 BOX = [10.0, 10.0, 20.0, 20.0]
 
 
-def annotations(boxes: list[tuple[int, int, list[float]]], images: int = 50) -> Annotations:
+def annotations(boxes: list[tuple[int, int, list[float]]], images: int = 50, bad: Sequence[int] = ()) -> Annotations:
     """Boxes as (annotation id, category id, bbox), spread over `images` images of 100 x 100 pixels."""
     boxes = sorted(boxes)
     return Annotations(
@@ -32,6 +33,7 @@ def annotations(boxes: list[tuple[int, int, list[float]]], images: int = 50) -> 
         images=np.array([number % images for number, _, _ in boxes], np.int64),
         category_ids=np.array([category for _, category, _ in boxes], np.int64),
         boxes=np.array([box for _, _, box in boxes], np.float64).reshape(-1, 4),
+        is_bad=np.isin([number for number, _, _ in boxes], bad),
         crowds=0,
     )
 
@@ -81,12 +83,11 @@ def test_the_area_test_is_on_the_box_before_widening() -> None:
     assert (ids(selection, Fate.SMALL), ids(selection, Fate.SUB_PIXEL)) == ({1}, {3})
 
 
-def test_a_box_without_area_is_never_a_crop() -> None:
-    flat = [(1, 1, [10, 10, 4, 0]), (2, 1, [10, 10, 0, 5]), (3, 1, [100, 100, 0, 0])]
-    boxes = annotations([*flat, (4, 1, BOX)])
-    for area, fate in ((20, Fate.SMALL), (0, Fate.SUB_PIXEL)):
-        (selection,) = select_boxes(boxes, None, CATEGORIES, settings(min_area=area), 0)
-        assert ids(selection, fate) == {1, 2, 3}
+def test_a_bad_box_is_never_a_crop_and_is_counted() -> None:
+    boxes = annotations([(1, 1, BOX), (2, 1, BOX), (3, 1, BOX), (4, 9, BOX)], bad=[2, 4])
+    (selection,) = select_boxes(boxes, None, CATEGORIES, settings(), 0)
+    assert (ids(selection, Fate.BAD), ids(selection, Fate.UNLISTED)) == ({2}, {4})
+    assert skipped(selection, np.full(4, True)) == {"unlisted": 1, "bad": 1}
 
 
 def test_at_most_so_many_per_category() -> None:

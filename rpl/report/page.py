@@ -56,6 +56,7 @@ SKIPPED_BOXES: Mapping[str, str] = {
     "novel": "of novel categories, which learning must not see",
     "not_drawn": "beyond the number per category",
     "crowd": "around crowds",
+    "bad": "without area or outside their image",
 }
 
 FILE_NOTES: Mapping[str, str] = {

@@ -18,8 +18,8 @@ from rpl.tars import write_tar
 
 def run(ctx: Context) -> None:
     data, lists, shard = ctx.config.data, ctx.config.categories, ctx.shard
-    train = read_annotations(data.train.annotations)
-    val = read_annotations(data.val.annotations) if data.val else None
+    train = read_annotations(data.train.annotations, data.bad_boxes)
+    val = read_annotations(data.val.annotations, data.bad_boxes) if data.val else None
     categories = read_categories(lists.file, lists.base, train.categories, train.source)
     selections = select_boxes(train, val, categories, data, ctx.config.seed)
 
