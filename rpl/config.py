@@ -128,6 +128,10 @@ class Learn(Section):
     balance: float = Field(
         1.0, ge=0, le=1, description="1: every category weighs the same; 0: every image does, as in the reference."
     )
+    temperature: float = Field(
+        1.0, gt=0, le=100,
+        description="The loss divides CLIP's logits by this. 3 where crops are poor, when the report says so.",
+    )  # fmt: skip
     holdout: float = Field(0.1, ge=0, lt=1, description="Share of training pictures held out for early stopping.")
     sourced_weight: float = Field(
         0.2, ge=0, description="Weight of a sourced image in the loss, where a crop weighs 1 (as in the reference)."

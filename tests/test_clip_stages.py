@@ -143,6 +143,21 @@ def nearest(run: Run, manifests: list[Manifest], text_CD: np.ndarray, own: list[
     return sum(hits) / len(hits)
 
 
+def test_the_temperature_divides_the_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_light_stages(monkeypatch)
+    run = make_small_run(tmp_path, str(tmp_path / "run"), temperature=4, max_iterations=0, starts=1, holdout=0)
+    clip = load_clip(run.config.clip, "cpu")
+    found = features(run, do(run, "crop", "encode"))
+    (learned,), (embedded,) = do(run, "learn", round_=1), do(run, "embed", round_=1)
+    text_CD = torch.load(path(run, embedded, "category_embeddings.pt"), weights_only=True)[[0, 2, 3]]
+    train = np.flatnonzero(found.split == "train")
+    views = torch.from_numpy(found.views(train)).float()
+    cosines = torch.nn.functional.normalize(views, dim=2) @ torch.nn.functional.normalize(text_CD, dim=1).T
+    labels = torch.from_numpy(np.searchsorted([0, 2, 3], found.category[train])).repeat_interleave(VIEWS)
+    loss = torch.nn.functional.cross_entropy(cosines.reshape(-1, 3) * clip.logit_scale / 4, labels)
+    assert learned.facts["loss"] == pytest.approx(float(loss), rel=1e-3)
+
+
 def test_accuracies_are_those_of_their_protocol(run: Run) -> None:
     encoded = do(run, "crop", "encode")
     (embedded,) = do(run, "learn", "embed", round_=1)

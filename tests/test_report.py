@@ -13,6 +13,7 @@ import pytest
 from rpl.manifests import Shard
 from rpl.reasons import Reason
 from rpl.report import text
+from rpl.report.advice import advice
 from rpl.report.charts import Dot, Line, apart, dot_chart, line_chart, nice_axis, thin
 from rpl.report.collect import collect, read_attribution
 from rpl.report.model import Accuracy, Changes, Picture, ReportData
@@ -451,6 +452,26 @@ def test_charts_carry_their_numbers_and_escape_labels() -> None:
     curve = line_chart([line, empty], nice_axis([0, 2]), nice_axis([0.5, 1]), x_label="x", as_percent=False, title="t")
     assert "0.750" in curve and "held out" not in curve
     assert curve.count("<polyline") == 1
+
+
+def test_a_prompt_below_the_hand_written_one_comes_with_advice() -> None:
+    data = report_data()
+    assert advice(data) == ()
+    poor = dataclasses.replace(
+        data.best.accuracy,
+        learned=Accuracy(0.184, 0.225),
+        manual=Accuracy(0.186, 0.281),
+        best_manual=Accuracy(0.3, 0.3),
+    )
+    data = dataclasses.replace(data, rounds=tuple(dataclasses.replace(r, accuracy=poor) for r in data.rounds))
+    (sentence,) = advice(data)
+    assert "below the hand-written one, 22.5 % against 28.1 % on novel categories." in sentence
+    assert sentence in Page(render(data)).text
+    summary = summarise(data)
+    assert summary["advice"] == [sentence]
+    lines = summary_table(summary).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert sentence in " ".join(lines)
 
 
 # ---- the summary

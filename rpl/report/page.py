@@ -20,6 +20,7 @@ from markupsafe import Markup, escape
 from rpl import __version__
 from rpl.reasons import Reason
 from rpl.report import text
+from rpl.report.advice import advice
 from rpl.report.charts import Axis, Dot, Line, dot_chart, line_chart, nice_axis
 from rpl.report.model import SPLITS, STATUSES, CategorySheet, ReportData, RoundReport, Since, Sourcing, Split
 from rpl.report.since import NOT_A_CANDIDATE
@@ -112,6 +113,7 @@ def render(data: ReportData) -> str:
             version=__version__,
             style=Markup((files / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
             headline=headline(data),
+            advice=advice(data),
             figures=key_figures(data),
             accuracy_charts=accuracy_charts(data),
             curves=learning_curves(data.rounds),
@@ -155,7 +157,11 @@ def key_figures(data: ReportData) -> list[KeyFigure]:
     for split in reversed(SPLITS):
         learned, manual = accuracy.learned.of(split), accuracy.manual.of(split)
         gain = None if learned is None or manual is None else learned - manual
-        note = "no validation crops" if gain is None else f"{text.points(gain)} points over the hand-written prompt"
+        note = "no validation crops"
+        if gain is not None:
+            note = f"{text.points(gain)} points over the hand-written prompt"
+            if gain < 0:
+                note = f"{text.points(-gain).lstrip('+')} points below the hand-written prompt"
         figures.append(KeyFigure(f"Accuracy on {split} categories", text.percent(learned), note, split))
     precision = "the pool has no true labels to compare with"
     if novel.retrieval_precision is not None:

@@ -5,10 +5,12 @@ Fractions have six digits. Everything but what stands under a key `seconds` is t
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from rpl.report.advice import advice
 from rpl.report.model import SPLITS, Accuracy, PromptAccuracy, ReportData, Since, Sourcing
 from rpl.report.text import plain
 from rpl.rounds import STAGES
@@ -33,6 +35,7 @@ def summarise(data: ReportData) -> dict[str, Any]:
         "rounds": [
             {"round": r.number, "accuracy": _accuracies(r.accuracy), **_sourcing(r.sourcing)} for r in data.rounds
         ],
+        "advice": list(advice(data)),
         "novel": {"best_round": data.best_round, **_sourcing(data.novel)},
         "export": dict(data.export),
         "totals": {
@@ -142,6 +145,8 @@ def _accuracy_block(summary: Mapping[str, Any]) -> Iterator[str]:
         cells = (f"{_percent(pair['base']):>12}{_percent(pair['novel']):>8}" for pair in pairs)
         yield f"{'round ' + str(entry['round']):10}" + "".join(cells)
     yield f"hand-written: {_quoted(first['manual']['template'])}; best: {_quoted(first['best_manual']['template'])}"
+    for sentence in summary.get("advice", []):  # older summaries have none
+        yield from textwrap.wrap(sentence, 100)
 
 
 def _sourcing_block(summary: Mapping[str, Any]) -> Iterator[str]:

@@ -147,7 +147,7 @@ def _task(
     train = train.balanced(settings.balance).to(clip.device)
     held = None if holdout is None else holdout.balanced(settings.balance).to(clip.device)
     bank = PromptBank(clip.text, tokens, ranks=ranks)
-    return Task(bank, _starts(ctx, clip, names), train, held, clip.logit_scale)
+    return Task(bank, _starts(ctx, clip, names), train, held, clip.logit_scale / settings.temperature)
 
 
 def _starts(ctx: Context, clip: ClipModel, names: list[str]) -> Tensor:
