@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -138,9 +139,12 @@ class Cluster:
         run("kind", "load", "docker-image", "--name", self.settings.cluster, "--nodes", node, *images, quiet=True)
 
     def load_images(self, images: dict[str, str]) -> None:
-        """Each to the one node that runs it: they are gigabytes."""
-        self.load(self.gpu_node, images["clip"])
-        self.load(self.main_node, *(reference for name, reference in images.items() if name != "clip"))
+        """Each to the one node that runs it, both nodes at once: they are gigabytes."""
+        others = [reference for name, reference in images.items() if name != "clip"]
+        with ThreadPoolExecutor() as pool:
+            clip = pool.submit(self.load, self.gpu_node, images["clip"])
+            self.load(self.main_node, *others)
+            clip.result()
 
     def install_argo(self) -> None:
         images = [self.settings.argo_images.format(name) for name in ARGO_IMAGES]
@@ -335,16 +339,15 @@ def prepare(settings: Settings, *options: str) -> Cluster:
     """A cluster on which `argo submit argo/round.yaml -n rpl` works; `options` go to helm."""
     check_programs(settings.docker)
     cluster = Cluster(settings)
-    say("drawing the demo's world")
-    cluster.draw_world()
-    say("building images")
-    images = cluster.build_images()
-    say(f"cluster {settings.cluster!r}")
-    cluster.make()
-    say("loading images into it")
+    with ThreadPoolExecutor() as pool:  # the one waits for its network and disk, the other for its pods
+        empty = pool.submit(_empty_cluster, cluster)
+        say("drawing the demo's world")
+        cluster.draw_world()
+        say("building images")
+        images = cluster.build_images()
+        empty.result()
+    say("loading images into the cluster")
     cluster.load_images(images)
-    say("Argo Workflows")
-    cluster.install_argo()
     say("S3 server, web, Pushgateway, Prometheus")
     keys = cluster.start_services(images)
     say("the chart")
@@ -352,6 +355,12 @@ def prepare(settings: Settings, *options: str) -> Cluster:
     say("copying the world to S3")
     cluster.seed()
     return cluster
+
+
+def _empty_cluster(cluster: Cluster) -> None:
+    say(f"cluster {cluster.settings.cluster!r} with Argo Workflows")
+    cluster.make()
+    cluster.install_argo()
 
 
 def up(settings: Settings, name: str) -> None:
