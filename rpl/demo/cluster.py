@@ -155,9 +155,13 @@ class Cluster:
         self.apply(namespace("argo"))
         self.kubectl("apply", "--server-side", "--force-conflicts", "-n", "argo", "-f", self.settings.argo_manifest,
                      quiet=True)  # fmt: skip
+        # Else its page asks for a token, which kind's users do not have.
+        self.apply((LOCAL / "argo-watch.yaml").read_text())
+        self.kubectl("-n", "argo", "set", "env", "deploy/argo-server", "ARGO_AUTH_MODE=server", quiet=True)
         # It looks at a workflow every ten seconds at most, which is longer than the demo's stages take.
         self.kubectl("-n", "argo", "set", "env", "deploy/workflow-controller", "DEFAULT_REQUEUE_TIME=1s", quiet=True)
-        self.kubectl("-n", "argo", "rollout", "status", "deploy/workflow-controller", "--timeout=300s", quiet=True)
+        for name in ("workflow-controller", "argo-server"):
+            self.kubectl("-n", "argo", "rollout", "status", f"deploy/{name}", "--timeout=300s", quiet=True)
 
     def build_images(self) -> dict[str, str]:
         """Name → reference, tagged by content, so that a changed image is a new one to the cluster."""
@@ -248,12 +252,12 @@ class Cluster:
                         os.environ[name] = value
 
     @contextmanager
-    def forwarded(self, service: str, port: int) -> Iterator[int]:
+    def forwarded(self, service: str, port: int, namespace: str = SERVICES) -> Iterator[int]:
         """A local port that leads to a service of the cluster."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             local = int(probe.getsockname()[1])
-        command = ["kubectl", "--context", self.settings.context, "-n", SERVICES, "port-forward", f"service/{service}",
+        command = ["kubectl", "--context", self.settings.context, "-n", namespace, "port-forward", f"service/{service}",
                    f"{local}:{port}"]  # fmt: skip
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
             try:
@@ -375,7 +379,8 @@ def up(settings: Settings, name: str) -> None:
     summary = cluster.fetch(name, output)
     print(
         f"{summary_table(summary)}\n\nReport: {output / 'report' / 'index.html'}\n"
-        f"Watch:  kubectl --context {settings.context} -n argo port-forward service/argo-server 2746  (Argo's page)\n"
+        f"Watch:  kubectl --context {settings.context} -n argo port-forward service/argo-server 2746\n"
+        f"        then open https://localhost:2746/workflows/{NAMESPACE} (its certificate is its own)\n"
         f"Again:  argo submit argo/round.yaml -n rpl -p run=another"
     )
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import secrets
+import ssl
 import time
+import urllib.error
 import urllib.request
 from typing import Any
 from urllib.parse import quote
@@ -102,6 +104,19 @@ def test_argo_get_reads_well(cluster: Cluster, calm: str) -> None:
     installed = json.loads(cluster.kubectl("-n", NAMESPACE, "get", "workflowtemplate", "rpl-run", "-o", "json"))
     parameters = installed["spec"]["arguments"]["parameters"]
     assert all(each["description"] for each in parameters), "people read them before they submit"
+
+
+def test_argo_s_page_shows_runs_without_a_login_and_changes_nothing(cluster: Cluster, calm: str) -> None:
+    own_certificate = ssl._create_unverified_context()
+    with cluster.forwarded("argo-server", 2746, "argo") as local:
+        page = f"https://127.0.0.1:{local}/api/v1/workflows/{NAMESPACE}"
+        with urllib.request.urlopen(page, timeout=10, context=own_certificate) as answer:
+            assert calm in [each["metadata"]["name"] for each in json.load(answer)["items"]]
+        given = {"parameters": ["run=calm"]}
+        wish = {"resourceKind": "WorkflowTemplate", "resourceName": "rpl-run", "submitOptions": given}
+        submit = urllib.request.Request(f"{page}/submit", json.dumps(wish).encode())
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(submit, timeout=10, context=own_certificate)
 
 
 def test_prometheus_knows_how_the_run_ended_and_no_stage_is_left(cluster: Cluster, calm: str) -> None:
