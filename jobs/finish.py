@@ -31,20 +31,21 @@ def _finish(run_uri: str, status: str, seconds: float | None) -> None:
     from rpl.metrics import RunOutcome, delete_groups, delete_stale_groups, push_run, run_outcome
     from rpl.report.summary import summary_table
     from rpl.stage import Run, run_exists
-    from rpl.workflow import close
+    from rpl.workflow import close, outcome_of
 
     failures = _failures(os.environ.get("RPL_FAILURES", ""))
     for failure in failures:
         click.echo(f"{failure['step']}: {failure['message']}", err=True)
-    succeeded, now = status == "Succeeded", time.time()
+    now = time.time()
     delete_groups(run_uri)  # of its stages; what they say from now on is not news
     delete_stale_groups(STALE_AFTER_S)
     if not run_exists(run_uri):
-        push_run(run_uri, RunOutcome(succeeded=succeeded, finished=now, seconds=seconds))
+        push_run(run_uri, RunOutcome(succeeded=status == "Succeeded", finished=now, seconds=seconds))
         click.echo(f"{run_uri}: was never begun; {status}.", err=True)
         return
     run = Run(run_uri)
     try:
+        succeeded = outcome_of(run, status) == "Succeeded"
         push_run(run_uri, run_outcome(run, succeeded=succeeded, finished=now, seconds=seconds))
         published = close(run, status, failures)
         if published["report"]:

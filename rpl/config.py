@@ -81,7 +81,9 @@ class Pool(Section):
 class Clip(Section):
     model: str = Field("ViT-B-32", min_length=1, description="open_clip model name, or path of its config JSON.")
     pretrained: str | None = Field("openai", description="open_clip tag or weights file; null: random.")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the frozen towers.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="Arithmetic of the frozen towers; the short ones are for GPUs."
+    )
     views: int = Field(6, ge=1, description="Augmented views per training image; the reference's epochs.")
     view_scale: tuple[float, float] = Field((0.4, 1.0), description="Area of a random resized crop, as a fraction.")
 

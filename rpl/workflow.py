@@ -77,17 +77,26 @@ def another_round(run: Run, number: int) -> bool:
     return goes_on(accuracies, run.config.rounds.max_rounds, run.config.rounds.min_gain)
 
 
-def close(run: Run, outcome: str, failures: list[dict[str, str]]) -> dict[str, Any]:
+def outcome_of(run: Run, workflow: str) -> str:
+    """How the run stands when a workflow over it has ended with the word `workflow`, such as "Failed".
+
+    A run that is finished has succeeded, even if one more workflow over it was stopped before it could find that out.
+    """
+    return "Succeeded" if run.manifests(Node("report")) else workflow
+
+
+def close(run: Run, workflow: str, failures: list[dict[str, str]]) -> dict[str, Any]:
     """Publish how the run ended: `outcome.json`, and copies of the report where there is one; what was published.
 
     Args:
-        outcome: the engine's word, such as "Succeeded".
+        workflow: the engine's word, such as "Succeeded".
         failures: steps that failed, each with at least "step" and "message".
     """
     reported = run.manifests(Node("report"))
     published = {
         "run": run.uri,
-        "outcome": outcome,
+        "outcome": outcome_of(run, workflow),
+        "workflow": workflow,
         "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "report": "index.html" if reported else None,
         "stages": [_stage(row) for row in status(run)],

@@ -16,7 +16,7 @@ from rpl.config import RunConfig, absolute, dump_config, load_config
 from rpl.errors import BadInput
 from rpl.local import run_all
 from rpl.rounds import Node
-from rpl.stage import Run, run_exists
+from rpl.stage import Context, Run, run_exists
 from rpl.store import open_store
 from rpl.workflow import another_round, begin, begin_after, close
 from tests.fake_stages import QUIET, FakeStages, do, make_config
@@ -175,17 +175,17 @@ def test_finish_of_a_run_that_never_began_writes_nothing(tmp_path: Path) -> None
     assert not (tmp_path / "runs").exists()
 
 
+def write_report(context: Context) -> None:
+    if context.node.stage == "report":
+        context.write("index.html", b"<p>page")
+        context.write("summary.json", b"{}")
+
+
 def test_a_finished_runs_report_lies_where_a_person_looks(
     tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fakes = FakeStages(monkeypatch)
-
-    def report(context: object) -> None:
-        if context.node.stage == "report":  # type: ignore[attr-defined]
-            context.write("index.html", b"<p>page")  # type: ignore[attr-defined]
-            context.write("summary.json", b"{}")  # type: ignore[attr-defined]
-
-    fakes.before_return = report
+    fakes.before_return = write_report
     run = begin(f"{tmp_path}/runs/first", str(config))
     run_all(run, QUIET)
     published = close(run, "Succeeded", [])
@@ -193,6 +193,19 @@ def test_a_finished_runs_report_lies_where_a_person_looks(
     assert (Path(run.uri) / "index.html").read_bytes() == b"<p>page"
     assert Run(run.uri).manifests(Node("report")), "the copies disturb nothing"
     assert [row["done"] for row in published["stages"]] == [1] * len(published["stages"])
+
+
+def test_a_workflow_stopped_over_a_finished_run_takes_nothing_away(
+    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes = FakeStages(monkeypatch)
+    fakes.before_return = write_report
+    run = begin(f"{tmp_path}/runs/first", str(config))
+    published = close(run, "Failed", [])
+    assert (published["outcome"], published["workflow"]) == ("Failed", "Failed")
+    run_all(run, QUIET)
+    published = close(run, "Failed", [])
+    assert (published["outcome"], published["workflow"]) == ("Succeeded", "Failed")
 
 
 def test_a_run_after_another_takes_the_newest_and_stays_with_it(

@@ -160,8 +160,12 @@ def test_the_same_run_submitted_twice_one_works_and_one_waits(cluster: Cluster, 
         assert phases[second]["phase"] == "Pending"
         assert "lock" in phases[second]["message"]
     finally:
-        cluster.argo("terminate", second)
-        cluster.argo("terminate", first)  # not "stop": its last step would publish a failure
+        cluster.argo("stop", second)
+        cluster.argo("stop", first)
+    assert {cluster.follow(name, 120) for name in (first, second)} == {"Failed"}
+    with cluster.s3():
+        outcome = json.loads(open_store(f"s3://{BUCKET}/runs/calm").read("outcome.json"))
+    assert (outcome["outcome"], outcome["workflow"]) == ("Succeeded", "Failed"), "the run was finished before"
 
 
 def test_a_bad_configuration_is_told_in_seconds_and_not_tried_again(cluster: Cluster, calm: str) -> None:
