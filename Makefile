@@ -37,7 +37,7 @@ demo: $(STAMP) ## Run the whole pipeline on a small world (FRESH=1 starts over);
 	$(RUN) -m jobs.cli demo $(if $(FRESH),--fresh)
 
 test: lint ## Lint, type-check and test
-	$(RUN) -m pytest -n 2 --dist loadgroup --ignore tests/e2e
+	$(RUN) -m pytest -n 2 --dist loadgroup --max-worker-restart 0 --ignore tests/e2e
 
 e2e: $(STAMP) ## Runs on a kind cluster, disturbed in every way we know (needs docker, kind, kubectl, helm, argo)
 	$(RUN) -m pytest -s tests/e2e
