@@ -45,9 +45,9 @@ def _finish(run_uri: str, status: str, seconds: float | None) -> None:
         return
     run = Run(run_uri)
     try:
-        succeeded = outcome_of(run, status) == "Succeeded"
-        push_run(run_uri, run_outcome(run, succeeded=succeeded, finished=now, seconds=seconds))
-        published = close(run, status, failures)
+        outcome = outcome_of(run, status)
+        push_run(run_uri, run_outcome(run, succeeded=outcome == "Succeeded", finished=now, seconds=seconds))
+        published = close(run, outcome, status, failures)
         if published["report"]:
             click.echo(summary_table(json.loads(run.store.read("summary.json"))))
             click.echo(f"Report: {run.uri}/{published['report']}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from rpl.again import PROMPTS, create_run_after, latest_finished
 from rpl.config import RunConfig, absolute, parse_config
-from rpl.errors import BadInput
+from rpl.errors import BadInput, RplError
 from rpl.local import NodeStatus, create_run, status
 from rpl.manifests import base_accuracy
 from rpl.outside import outside_files
@@ -82,20 +82,24 @@ def outcome_of(run: Run, workflow: str) -> str:
 
     A run that is finished has succeeded, even if one more workflow over it was stopped before it could find that out.
     """
-    return "Succeeded" if run.manifests(Node("report")) else workflow
+    try:
+        return "Succeeded" if run.manifests(Node("report")) else workflow
+    except RplError:  # what broke the run, a missing file say, breaks its digests too
+        return workflow
 
 
-def close(run: Run, workflow: str, failures: list[dict[str, str]]) -> dict[str, Any]:
+def close(run: Run, outcome: str, workflow: str, failures: list[dict[str, str]]) -> dict[str, Any]:
     """Publish how the run ended: `outcome.json`, and copies of the report where there is one; what was published.
 
     Args:
+        outcome: how the run stands, as `outcome_of` says.
         workflow: the engine's word, such as "Succeeded".
         failures: steps that failed, each with at least "step" and "message".
     """
     reported = run.manifests(Node("report"))
     published = {
         "run": run.uri,
-        "outcome": outcome_of(run, workflow),
+        "outcome": outcome,
         "workflow": workflow,
         "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "report": "index.html" if reported else None,

@@ -15,11 +15,14 @@ from rpl.again import PROMPTS
 from rpl.config import RunConfig, absolute, dump_config, load_config
 from rpl.errors import BadInput
 from rpl.local import run_all
+from rpl.report.summary import summarise
 from rpl.rounds import Node
 from rpl.stage import Context, Run, run_exists
 from rpl.store import open_store
 from rpl.workflow import another_round, begin, begin_after, close
+from tests.fake_report import report_data
 from tests.fake_stages import QUIET, FakeStages, do, make_config
+from tests.pushgateways import FakeGateway
 
 
 def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -178,34 +181,54 @@ def test_finish_of_a_run_that_never_began_writes_nothing(tmp_path: Path) -> None
 def write_report(context: Context) -> None:
     if context.node.stage == "report":
         context.write("index.html", b"<p>page")
-        context.write("summary.json", b"{}")
+        context.write("summary.json", json.dumps(summarise(report_data())).encode())
 
 
-def test_a_finished_runs_report_lies_where_a_person_looks(
-    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fakes = FakeStages(monkeypatch)
-    fakes.before_return = write_report
-    run = begin(f"{tmp_path}/runs/first", str(config))
-    run_all(run, QUIET)
-    published = close(run, "Succeeded", [])
+@pytest.fixture
+def reporting(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run that has only begun, and whose stages run in this process."""
+    FakeStages(monkeypatch).before_return = write_report
+    return begin(f"{tmp_path}/runs/first", str(config))
+
+
+def finish(run: Run, gateway: FakeGateway, status: str) -> dict[str, str]:
+    """outcome.json after jobs.finish."""
+    result = call("jobs.finish", f"--run={run.uri}", f"--status={status}", RPL_PUSHGATEWAY=gateway.url)
+    assert result.returncode == 0, result.stderr
+    found: dict[str, str] = json.loads((Path(run.uri) / "outcome.json").read_text())
+    return found
+
+
+def told(gateway: FakeGateway) -> float:
+    """What was said last of the run's success."""
+    return next(values["rpl_run_success"] for _, values in reversed(gateway.pushes) if "rpl_run_success" in values)
+
+
+def test_a_finished_runs_report_lies_where_a_person_looks(reporting: Run) -> None:
+    run_all(reporting, QUIET)
+    published = close(reporting, "Succeeded", "Succeeded", [])
     assert published["report"] == "index.html"
-    assert (Path(run.uri) / "index.html").read_bytes() == b"<p>page"
-    assert Run(run.uri).manifests(Node("report")), "the copies disturb nothing"
+    assert (Path(reporting.uri) / "index.html").read_bytes() == b"<p>page"
+    assert Run(reporting.uri).manifests(Node("report")), "the copies disturb nothing"
     assert [row["done"] for row in published["stages"]] == [1] * len(published["stages"])
 
 
-def test_a_workflow_stopped_over_a_finished_run_takes_nothing_away(
-    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fakes = FakeStages(monkeypatch)
-    fakes.before_return = write_report
-    run = begin(f"{tmp_path}/runs/first", str(config))
-    published = close(run, "Failed", [])
-    assert (published["outcome"], published["workflow"]) == ("Failed", "Failed")
-    run_all(run, QUIET)
-    published = close(run, "Failed", [])
-    assert (published["outcome"], published["workflow"]) == ("Succeeded", "Failed")
+def test_a_workflow_stopped_over_a_finished_run_takes_nothing_away(reporting: Run) -> None:
+    with FakeGateway() as gateway:
+        published = finish(reporting, gateway, "Failed")
+        assert (published["outcome"], published["workflow"]) == ("Failed", "Failed")
+        assert told(gateway) == 0
+        run_all(reporting, QUIET)
+        published = finish(reporting, gateway, "Failed")
+        assert (published["outcome"], published["workflow"]) == ("Succeeded", "Failed")
+        assert told(gateway) == 1
+
+
+def test_a_run_broken_by_a_missing_file_is_reported_as_failed(reporting: Run) -> None:
+    Path(reporting.config.data.train.annotations).unlink()
+    with FakeGateway() as gateway:
+        call("jobs.finish", f"--run={reporting.uri}", "--status=Failed", RPL_PUSHGATEWAY=gateway.url)
+        assert told(gateway) == 0
 
 
 def test_a_run_after_another_takes_the_newest_and_stays_with_it(
