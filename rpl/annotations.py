@@ -46,17 +46,21 @@ class Annotations:
     category_ids: Ints
     boxes: Floats
     """[N, 4]: x, y, width, height in pixels, as written."""
-    is_bad: npt.NDArray[np.bool_]
-    """[N]: without area, or outside its image."""
     crowds: int
     """Boxes left out since they stand for many objects (`iscrowd`)."""
+
+    @property
+    def is_bad(self) -> npt.NDArray[np.bool_]:
+        """[N]: without area, or more than `OUTSIDE_PX` outside its image."""
+        return _without_area(self.boxes) | _outside(self.boxes, self.sizes[self.images])
 
 
 def read_annotations(uri: str, bad_boxes: Literal["refuse", "drop"] = "refuse") -> Annotations:
     """The boxes in a COCO or LVIS file.
 
     Args:
-        bad_boxes: whether a box that has no area, or leaves its image by more than 1 pixel, raises or is marked.
+        bad_boxes: whether a box that has no area, or leaves its image by more than 1 pixel, raises, or is among the
+            others, where `is_bad` tells it.
 
     Raises:
         BadInput: not whole JSON, no images, boxes or categories, or one of: a repeated id, an image or category that
@@ -151,24 +155,19 @@ def _checked(columns: _Columns) -> Annotations:
             raise BadInput(f"{source}: has no {what!r}; give a COCO or LVIS file with boxes.")
     image_ids, image_order = _sorted_ids(columns.image_ids, "image", source)
     ids, order = _sorted_ids(columns.ids, "annotation", source)
-    box_images = _ints(columns.box_images)[order]
-    images = _rows_of(box_images, image_ids)
-    boxes = np.frombuffer(columns.boxes, np.float64).reshape(-1, 4)[order]
-    sizes = _ints(columns.sizes).reshape(-1, 2)[image_order]
     annotations = Annotations(
         source=source,
         categories=categories_from_records(columns.categories, source),
         image_ids=image_ids,
         file_names=[columns.places[row] for row in image_order],
-        sizes=sizes,
+        sizes=_ints(columns.sizes).reshape(-1, 2)[image_order],
         ids=ids,
-        images=images,
+        images=_rows_of(_ints(columns.box_images)[order], image_ids),
         category_ids=_ints(columns.box_categories)[order],
-        boxes=boxes,
-        is_bad=_without_area(boxes) | _outside(boxes, sizes[images]),
+        boxes=np.frombuffer(columns.boxes, np.float64).reshape(-1, 4)[order],
         crowds=columns.crowds,
     )
-    _check_references(annotations, box_images)
+    _check_references(annotations, _ints(columns.box_images)[order])
     return annotations
 
 

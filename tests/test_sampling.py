@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ CATEGORIES = [Category(1, "cat", "", "base"), Category(2, "dog", "", "base"), Ca
 BOX = [10.0, 10.0, 20.0, 20.0]
 
 
-def annotations(boxes: list[tuple[int, int, list[float]]], images: int = 50, bad: Sequence[int] = ()) -> Annotations:
+def annotations(boxes: list[tuple[int, int, list[float]]], images: int = 50) -> Annotations:
     """Boxes as (annotation id, category id, bbox), spread over `images` images of 100 x 100 pixels."""
     boxes = sorted(boxes)
     return Annotations(
@@ -33,7 +32,6 @@ def annotations(boxes: list[tuple[int, int, list[float]]], images: int = 50, bad
         images=np.array([number % images for number, _, _ in boxes], np.int64),
         category_ids=np.array([category for _, category, _ in boxes], np.int64),
         boxes=np.array([box for _, _, box in boxes], np.float64).reshape(-1, 4),
-        is_bad=np.isin([number for number, _, _ in boxes], bad),
         crowds=0,
     )
 
@@ -84,7 +82,8 @@ def test_the_area_test_is_on_the_box_before_widening() -> None:
 
 
 def test_a_bad_box_is_never_a_crop_and_is_counted() -> None:
-    boxes = annotations([(1, 1, BOX), (2, 1, BOX), (3, 1, BOX), (4, 9, BOX)], bad=[2, 4])
+    outside, flat = [90.0, 10.0, 20.0, 20.0], [10.0, 10.0, 20.0, 0.0]
+    boxes = annotations([(1, 1, BOX), (2, 1, outside), (3, 1, BOX), (4, 9, flat)])
     (selection,) = select_boxes(boxes, None, CATEGORIES, settings(), 0)
     assert (ids(selection, Fate.BAD), ids(selection, Fate.UNLISTED)) == ({2}, {4})
     assert skipped(selection, np.full(4, True)) == {"unlisted": 1, "bad": 1}
