@@ -40,6 +40,11 @@ class PromptAccuracy:
     templates: tuple[tuple[str, Accuracy], ...]
     """Every hand-written prompt; the first is `manual`."""
 
+    def gain(self, split: Split) -> float | None:
+        """The learned prompt's accuracy less the hand-written one's; None where one was not measured."""
+        learned, manual = self.learned.of(split), self.manual.of(split)
+        return None if learned is None or manual is None else learned - manual
+
 
 @dataclass(frozen=True)
 class CurvePoint:

@@ -155,14 +155,15 @@ def key_figures(data: ReportData) -> list[KeyFigure]:
     accuracy, novel = data.best.accuracy, data.novel
     figures = []
     for split in reversed(SPLITS):
-        learned, manual = accuracy.learned.of(split), accuracy.manual.of(split)
-        gain = None if learned is None or manual is None else learned - manual
-        note = "no validation crops"
-        if gain is not None:
+        gain = accuracy.gain(split)
+        if gain is None:
+            note = "no validation crops"
+        elif gain < 0:
+            note = f"{-100 * gain:.1f} points below the hand-written prompt"
+        else:
             note = f"{text.points(gain)} points over the hand-written prompt"
-            if gain < 0:
-                note = f"{text.points(-gain).lstrip('+')} points below the hand-written prompt"
-        figures.append(KeyFigure(f"Accuracy on {split} categories", text.percent(learned), note, split))
+        learned = text.percent(accuracy.learned.of(split))
+        figures.append(KeyFigure(f"Accuracy on {split} categories", learned, note, split))
     precision = "the pool has no true labels to compare with"
     if novel.retrieval_precision is not None:
         precision = "of the candidates show their category"
